@@ -1,0 +1,79 @@
+"""Every exception that ollamalab raises.
+
+::
+
+    OllamaLabError
+    ├── SettingsError          bad input: the caller can mend it (exit status 2)
+    ├── ModelError             a model file is absent, corrupt or cannot be had
+    ├── EngineError            a llama.cpp process did not start or died
+    ├── TargetError            a server to measure cannot be started, reached or used
+    ├── RunError               a batch run or a saved run cannot be used as asked
+    ├── SamplerUnavailable     this machine has nothing such a sampler could read
+    └── UpstreamError          a server was asked and no good answer came
+        ├── UpstreamUnavailable    refused, unreachable, name not found
+        ├── UpstreamTimeout        no answer in time
+        └── BadReply               an answer that is not Ollama's protocol
+
+A message says what, where, the value, and the next step. An experiment's failed request is a
+record with an outcome, not an exception; a broken set-up is an exception.
+"""
+
+
+class OllamaLabError(Exception):
+    """Base of all our exceptions; never raised itself."""
+
+
+class SettingsError(OllamaLabError):
+    """A setting, option or parameter is not usable; the message names it and its value."""
+
+
+class ModelError(OllamaLabError):
+    """A model is unknown, its file is corrupt, or it cannot be fetched."""
+
+
+class EngineError(OllamaLabError):
+    """A llama.cpp process did not become ready, or went away."""
+
+
+class TargetError(OllamaLabError):
+    """A target server cannot be started, reached or changed as asked."""
+
+
+class RunError(OllamaLabError):
+    """A run folder is missing, unfinished, damaged, or from a newer version."""
+
+
+class SamplerUnavailable(OllamaLabError):
+    """The machine has nothing that this sampler could read; the message is the reason to show."""
+
+
+class UpstreamError(OllamaLabError):
+    """A server was asked and gave no good answer.
+
+    Attributes:
+        url: The server that was asked.
+    """
+
+    def __init__(self, message: str, *, url: str = "") -> None:
+        super().__init__(message)
+        self.url = url
+
+
+class UpstreamUnavailable(UpstreamError):
+    """The connection could not be made: refused, unreachable, or the name is not known."""
+
+
+class UpstreamTimeout(UpstreamError):
+    """The server did not answer in time.
+
+    Attributes:
+        after_s: Seconds waited.
+    """
+
+    def __init__(self, message: str, *, url: str = "", after_s: float | None = None) -> None:
+        super().__init__(message, url=url)
+        self.after_s = after_s
+
+
+class BadReply(UpstreamError):
+    """The answer broke off or is not what Ollama's protocol allows here."""

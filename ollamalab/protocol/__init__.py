@@ -1,0 +1,1 @@
+"""Ollama's wire format: names, requests, NDJSON lines, durations, error bodies."""

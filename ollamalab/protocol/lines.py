@@ -1,0 +1,66 @@
+"""NDJSON lines and what the final one says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ollamalab.errors import BadReply
+from ollamalab.protocol.durations import to_s
+from ollamalab.records import ServerTimings
+
+#: Longest line that is still buffered; llama.cpp events may be up to 8 MB.
+MAX_LINE_BYTES = 64 * 1024 * 1024
+
+
+def encode_line(value: Mapping[str, Any]) -> bytes:
+    """Return one NDJSON line, ended by a newline, without spaces, in UTF-8."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+class LineSplitter:
+    """Cuts a byte stream into lines, whatever the borders of its chunks."""
+
+    def __init__(self, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+        self._held = bytearray()
+        self._max_line_bytes = max_line_bytes
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the lines that this chunk completes, without their newline; empty ones left out.
+
+        Raises:
+            BadReply: A line grows past the limit.
+        """
+        if not self._held and chunk.endswith(b"\n"):
+            return [line for line in chunk.split(b"\n") if line.strip()]
+        self._held += chunk
+        *whole, rest = self._held.split(b"\n")
+        self._held = rest
+        if len(rest) > self._max_line_bytes:
+            raise BadReply(f"a line grew past {self._max_line_bytes} bytes without a newline")
+        return [bytes(line) for line in whole if line.strip()]
+
+    def rest(self) -> bytes:
+        """Return what is left after the last newline: the end of a cut stream, or nothing."""
+        return bytes(self._held)
+
+
+def content_of(line: Mapping[str, Any]) -> str:
+    """Return the text that a line of ``/api/chat`` or ``/api/generate`` adds, thinking included."""
+    message = line.get("message")
+    if isinstance(message, dict):
+        return f"{message.get('thinking') or ''}{message.get('content') or ''}"
+    return f"{line.get('thinking') or ''}{line.get('response') or ''}"
+
+
+def timings_of(final: Mapping[str, Any]) -> ServerTimings:
+    """Return the six metrics of a final line in seconds; what it left out is None."""
+    return ServerTimings(
+        total_s=to_s(final.get("total_duration")),
+        load_s=to_s(final.get("load_duration")),
+        prompt_tokens=final.get("prompt_eval_count"),
+        prompt_eval_s=to_s(final.get("prompt_eval_duration")),
+        eval_tokens=final.get("eval_count"),
+        eval_s=to_s(final.get("eval_duration")),
+    )

@@ -1,0 +1,75 @@
+"""The one protocol: whatever answers requests is an Upstream.
+
+An HTTP connection to one Ollama, a cache in front of an Upstream, a queue in front of an
+Upstream, a cluster of Upstreams: each is itself an Upstream, so parts combine by wrapping. Body
+bytes stay bytes; JSON is parsed only where a part needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One HTTP request to an Ollama server.
+
+    Attributes:
+        method: "POST", "GET", "HEAD", "DELETE".
+        path: Path with its leading slash, such as "/api/chat".
+        headers: Extra headers; names in any case.
+        body: The bytes to send; empty for none.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+class Reply(Protocol):
+    """An answer whose body is still arriving; leave it with ``async with``.
+
+    Attributes:
+        status: HTTP status.
+        headers: Names in lower case.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Give the body as it arrives; chunk borders mean nothing.
+
+        Raises:
+            UpstreamError: The body broke off or did not come in time.
+        """
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release the connection; before the body's end this hangs up on the server."""
+        ...
+
+
+class Upstream(Protocol):
+    """Whatever answers requests."""
+
+    async def send(self, request: Request) -> Reply:
+        """Send one request; return when status and headers are there.
+
+        Raises:
+            UpstreamUnavailable: No connection.
+            UpstreamTimeout: No status in time.
+            BadReply: Something that is not HTTP came back.
+        """
+        ...
