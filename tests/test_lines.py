@@ -1,0 +1,59 @@
+"""NDJSON is cut into the same lines whatever the borders of the chunks."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ollamalab.errors import BadReply
+from ollamalab.protocol.lines import LineSplitter, content_of, encode_line, timings_of
+
+values = st.dictionaries(st.text(max_size=5), st.text(max_size=8) | st.integers() | st.none(), max_size=3)
+
+
+@given(st.lists(values, max_size=8), st.randoms(use_true_random=False))
+def test_lines_survive_any_cut(objects: list[dict[str, object]], random: object) -> None:
+    stream = b"".join(encode_line(value) for value in objects)
+    splitter, lines, start = LineSplitter(), [], 0
+    while start < len(stream):
+        end = start + random.randint(1, 7)  # type: ignore[attr-defined]
+        lines += splitter.feed(stream[start:end])
+        start = end
+    assert [json.loads(line) for line in lines] == objects
+    assert splitter.rest() == b""
+
+
+def test_a_cut_stream_leaves_its_rest() -> None:
+    splitter = LineSplitter()
+    assert splitter.feed(b'{"a":1}\n\n{"b"') == [b'{"a":1}']
+    assert splitter.rest() == b'{"b"'
+
+
+def test_a_line_without_end_is_refused_at_its_limit() -> None:
+    splitter = LineSplitter(max_line_bytes=10)
+    with pytest.raises(BadReply, match="10 bytes"):
+        splitter.feed(b"x" * 11)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ({"message": {"role": "assistant", "content": "hi"}}, "hi"),
+        ({"message": {"role": "assistant", "content": "", "thinking": "hm"}}, "hm"),
+        ({"response": "hi"}, "hi"),
+        ({"response": "", "thinking": "hm"}, "hm"),
+        ({"message": {"role": "assistant", "content": ""}, "done": True}, ""),
+        ({"error": "x"}, ""),
+    ],
+)
+def test_content_is_found_in_both_families(line: dict[str, object], text: str) -> None:
+    assert content_of(line) == text
+
+
+def test_metrics_left_out_stay_absent() -> None:
+    timings = timings_of({"total_duration": 1_500_000_000, "eval_count": 7})
+    assert timings.total_s == 1.5
+    assert timings.eval_tokens == 7
+    assert timings.load_s is None
+    assert timings.prompt_tokens is None
