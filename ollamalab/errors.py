@@ -4,7 +4,8 @@
 
     OllamaLabError
     ├── SettingsError          bad input: the caller can mend it (exit status 2)
-    ├── ModelError             a model file is absent, corrupt or cannot be had
+    ├── ModelError             a model file is corrupt or cannot be had
+    │   └── ModelNotFound          no file has this model name
     ├── EngineError            a llama.cpp process did not start or died
     ├── TargetError            a server to measure cannot be started, reached or used
     ├── RunError               a batch run or a saved run cannot be used as asked
@@ -29,6 +30,10 @@ class SettingsError(OllamaLabError):
 
 class ModelError(OllamaLabError):
     """A model is unknown, its file is corrupt, or it cannot be fetched."""
+
+
+class ModelNotFound(ModelError):
+    """No model file has this name."""
 
 
 class EngineError(OllamaLabError):
