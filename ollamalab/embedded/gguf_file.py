@@ -271,10 +271,7 @@ class _Parser:
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"general.alignment must be a whole number above 0, got {alignment!r}")
         data_start = -(-self._at // alignment) * alignment
-        tensors = tuple(
-            GgufTensor(name, type_id, shape, data_start + offset, _size_bytes(name, type_id, shape))
-            for name, type_id, shape, offset in rows
-        )
+        tensors = tuple(self._tensor(data_start, *row) for row in rows)
         for tensor in tensors:
             end = tensor.start + (tensor.size_bytes or 0)
             if end > len(self._data):
@@ -303,6 +300,15 @@ class _Parser:
             raise ValueError(f"tensor {name!r} has {dimensions} dimensions, more than {_MAX_DIMENSIONS}")
         shape = tuple(self._scalar(_U64) for _ in range(dimensions))
         return name, self._scalar(_U32), shape, self._scalar(_U64)
+
+    def _tensor(
+        self, data_start: int, name: str, type_id: int, shape: tuple[int, ...], offset: int
+    ) -> GgufTensor:
+        try:
+            size_bytes = tensor_bytes(type_id, shape) if type_id in TENSOR_TYPES else None
+        except ValueError as error:
+            raise ValueError(f"tensor {name!r}: {error}") from error
+        return GgufTensor(name, type_id, shape, data_start + offset, size_bytes)
 
     def _scalar(self, kind: struct.Struct) -> Any:
         (value,) = kind.unpack_from(self._data, self._at)
@@ -354,10 +360,13 @@ class _Parser:
             raise struct.error
 
 
-def _size_bytes(name: str, type_id: int, shape: tuple[int, ...]) -> int | None:
-    if type_id not in TENSOR_TYPES:
-        return None
+def tensor_bytes(type_id: int, shape: tuple[int, ...]) -> int:
+    """Return the bytes that a tensor of this type and shape takes.
+
+    Raises:
+        ValueError: Its rows are not whole blocks of that type.
+    """
     kind, block, block_bytes = TENSOR_TYPES[type_id]
     if shape and shape[0] % block:
-        raise ValueError(f"tensor {name!r} has rows of {shape[0]} elements, not whole blocks of {kind}")
+        raise ValueError(f"rows of {shape[0]} elements are not whole blocks of {kind}")
     return math.prod(shape) // block * block_bytes

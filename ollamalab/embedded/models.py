@@ -44,6 +44,9 @@ DERIVED_FROM = "ollamalab.derived_from"
 #: Reports a long step: what it does, bytes done, bytes in all.
 ProgressCallback = Callable[[str, int, int], None]
 
+#: Error numbers of a full disk; EFBIG is what a limit on file sizes (``ulimit -f``) gives instead.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 _SUFFIX = ".gguf"
 _HASH_CHUNK_BYTES = 4 * 1024 * 1024
 
@@ -134,9 +137,7 @@ class ModelStore:
         """
         wanted = parse_name(name) if isinstance(name, str) else name
         paths = self._paths()
-        found = paths.get(wanted.key)
-        if found is None and wanted.short.lower() in ALIASES:
-            found = paths.get(parse_name(ALIASES[wanted.short.lower()]).key)
+        found = paths.get(wanted.key) or paths.get(resolve_alias(wanted).key)
         if found is None:
             there = ", ".join(known.short for known in self.names()) or "none"
             raise ModelNotFound(
@@ -259,6 +260,16 @@ class ModelStore:
         return self.folder / ".digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
 
 
+def no_progress(step: str, done_bytes: int, total_bytes: int) -> None:
+    """Report nothing."""
+
+
+def resolve_alias(name: ModelName) -> ModelName:
+    """Return the model that a bare ``smollm2`` stands for; any other name as it is."""
+    alias = ALIASES.get(name.short.lower())
+    return parse_name(alias) if alias else name
+
+
 def name_of_file(path: Path) -> ModelName:
     """Return the name of a model file given by path: its stem in lower case, tag ``latest``.
 
@@ -307,11 +318,7 @@ def _lock(descriptor: int, on_wait: Callable[[], None] | None) -> None:
 
 
 def _cannot_write(folder: Path, error: OSError) -> str:
-    # EFBIG is what a limit on file sizes (ulimit -f) gives instead of a full disk.
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        step = "free some space there"
-    else:
-        step = "check the rights of that folder"
+    step = "free some space there" if error.errno in DISK_FULL else "check the rights of that folder"
     return (
         f"cannot write to {folder}: {error.strerror or error}; {step}, or set XDG_CACHE_HOME to another disk"
     )

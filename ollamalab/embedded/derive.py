@@ -1,0 +1,201 @@
+"""Variants of a model file: other element types, other metadata, same model.
+
+Weights are decoded to 32-bit floats and encoded anew with the ``gguf`` package, so nothing that the
+source had lost comes back: an f16 made from Q4_1 answers like the Q4_1, and what can be said of a
+variant's quality is its agreement with the source, never more. Whatever is not changed on purpose
+is copied byte for byte, so equal input gives an equal file.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType, quants
+
+from ollamalab.embedded.gguf_file import MAGIC, GgufMetadata, GgufTensor, read_gguf, tensor_bytes
+from ollamalab.embedded.gguf_types import FILE_TYPES, TENSOR_TYPES
+from ollamalab.embedded.models import DERIVED_FROM, ModelFile, ModelStore, ProgressCallback, no_progress
+from ollamalab.errors import ModelError, SettingsError
+from ollamalab.protocol.names import ModelName
+
+#: What a model can be made into, as the tag says it.
+VARIANTS = ("q8_0", "q4_0", "f16")
+
+#: One metadata field to write: text, a truth value, a whole number (u32) or a float (f32).
+FieldValue = str | bool | int | float
+
+_TYPE_IDS = {name.lower(): type_id for type_id, (name, _, _) in TENSOR_TYPES.items()}
+_FILE_TYPE_IDS = {name.lower(): file_type for file_type, name in FILE_TYPES.items()}
+
+#: Tensors that stay at 8 bits in a 4-bit file, as llama.cpp's own quantiser keeps them: they touch
+#: every token, and the output suffers most from them.
+_EIGHT_BIT_AT_LEAST = ("token_embd.weight", "output.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What becomes of one tensor."""
+
+    tensor: GgufTensor
+    type_id: int
+    size_bytes: int
+
+
+def derive_model(
+    name: str, store: ModelStore, to: str, *, on_progress: ProgressCallback = no_progress
+) -> ModelFile:
+    """Return a variant of a model with other element types, writing it if it is not there yet.
+
+    ``smollm2:135m`` made ``q8_0`` is ``smollm2:135m-q8_0``; a note in its metadata
+    (``ollamalab.derived_from``) names the source and its digest.
+
+    Args:
+        name: The source.
+        store: Where the source is and the variant goes.
+        to: One of ``VARIANTS``.
+        on_progress: Told of bytes written.
+
+    Raises:
+        ModelNotFound: There is no such source.
+        ModelError: The source is damaged, or the disk is full.
+        SettingsError: ``to`` is not a variant, or the source has nothing to convert.
+    """
+    if to not in VARIANTS:
+        raise SettingsError(f"a model can be made {', '.join(VARIANTS)}, not {to!r}")
+    source = store.find(name)
+    target = replace(source.name, tag=f"{source.name.tag}-{to}")
+    note = f"{source.name.short} {source.metadata.quantization_level} sha256:{source.digest}"
+    if found := _find_derived(target, note, store):
+        return found
+    with store.writing(lambda: on_progress("waiting for another process", 0, 0)) as folder:
+        if found := _find_derived(target, note, store):
+            return found
+        file = folder / "model.gguf"
+        write_variant(source.path, file, to=to, fields={DERIVED_FROM: note}, on_progress=on_progress)
+        return store.adopt(file, target)
+
+
+def write_variant(
+    source: Path,
+    target: Path,
+    *,
+    to: str | None = None,
+    fields: Mapping[str, FieldValue] | None = None,
+    on_progress: ProgressCallback = no_progress,
+) -> None:
+    """Write a copy of a model file with other element types, other metadata, or both.
+
+    Args:
+        source: The file to copy.
+        target: The file to write; an existing one is replaced.
+        to: Element type of the matrices ("q8_0"); None keeps every tensor as it is. Tensors that
+            the source holds in 32 bits (norms, routers) stay so.
+        fields: Metadata to replace or add, such as ``tokenizer.chat_template``.
+        on_progress: Told of bytes written.
+
+    Raises:
+        ModelError: The source is not a usable GGUF file.
+        SettingsError: The source has nothing that could be made ``to``, or a type that the ``gguf``
+            package cannot decode.
+        OSError: The target cannot be written.
+    """
+    metadata = read_gguf(source)
+    plans = [_plan(tensor, to) for tensor in metadata.tensors]
+    changed = dict(fields or {})
+    if to is not None:
+        if all(plan.type_id == plan.tensor.type_id for plan in plans):
+            raise SettingsError(f"nothing in {source} ({metadata.quantization_level}) can be made {to}")
+        changed["general.file_type"] = _FILE_TYPE_IDS[to]
+    data = np.memmap(source, dtype=np.uint8, mode="r")
+    total_bytes = sum(plan.size_bytes for plan in plans)
+    done_bytes = 0
+    with target.open("wb") as file:
+        file.write(_header(metadata, data, plans, changed))
+        file.write(bytes(-file.tell() % metadata.alignment))
+        for plan in plans:
+            file.write(_encode(data, plan))
+            file.write(bytes(-file.tell() % metadata.alignment))
+            done_bytes += plan.size_bytes
+            on_progress("converting", done_bytes, total_bytes)
+
+
+def _find_derived(name: ModelName, note: str, store: ModelStore) -> ModelFile | None:
+    """Return the variant if the store has it and made it from this very source."""
+    try:
+        found = store.find(name)
+    except ModelError:
+        return None
+    return found if found.derived_from == note else None
+
+
+def _plan(tensor: GgufTensor, to: str | None) -> _Plan:
+    """Return the type and size that a tensor gets.
+
+    Raises:
+        SettingsError: The tensor's own type is unknown here.
+    """
+    if tensor.size_bytes is None:
+        raise SettingsError(f"tensor {tensor.name!r} has element type {tensor.type_id}, unknown here")
+    if to is not None and len(tensor.shape) > 1 and tensor.type != "F32":
+        wanted = "q8_0" if to == "q4_0" and tensor.name in _EIGHT_BIT_AT_LEAST else to
+        type_id = _TYPE_IDS[wanted]
+        with suppress(ValueError):  # rows that are no whole number of blocks stay as they are
+            return _Plan(tensor, type_id, tensor_bytes(type_id, tensor.shape))
+    return _Plan(tensor, tensor.type_id, tensor.size_bytes)
+
+
+def _header(
+    metadata: GgufMetadata,
+    data: npt.NDArray[np.uint8],
+    plans: list[_Plan],
+    changed: Mapping[str, FieldValue],
+) -> bytes:
+    """Return everything before the first tensor's padding: counts, fields, tensor table."""
+    entries = {key: data[start:end].tobytes() for key, (start, end) in metadata.spans.items()}
+    entries |= {key: _text(key) + _value(value) for key, value in changed.items()}
+    table = bytearray()
+    offset = 0
+    for plan in plans:
+        shape = plan.tensor.shape
+        table += _text(plan.tensor.name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+        table += struct.pack("<IQ", plan.type_id, offset)
+        offset += plan.size_bytes + -plan.size_bytes % metadata.alignment
+    opening = MAGIC + struct.pack("<IQQ", 3, len(plans), len(entries))
+    return opening + b"".join(entries.values()) + bytes(table)
+
+
+def _text(text: str) -> bytes:
+    encoded = text.encode()
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def _value(value: FieldValue) -> bytes:
+    """Return a field's type and value; the numbers are GGUF's value types."""
+    if isinstance(value, bool):
+        return struct.pack("<I?", 7, value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    return struct.pack("<I", 8) + _text(value)
+
+
+def _encode(data: npt.NDArray[np.uint8], plan: _Plan) -> bytes:
+    """Return a tensor's bytes in its planned type."""
+    tensor = plan.tensor
+    raw = data[tensor.start : tensor.start + (tensor.size_bytes or 0)]
+    if plan.type_id == tensor.type_id:
+        return raw.tobytes()
+    rows = raw.reshape(*reversed(tensor.shape[1:]), -1)
+    try:
+        weights = quants.dequantize(rows, GGMLQuantizationType(tensor.type_id))
+        encoded: npt.NDArray[np.generic] = quants.quantize(weights, GGMLQuantizationType(plan.type_id))
+    except NotImplementedError as error:
+        raise SettingsError(f"tensor {tensor.name!r} ({tensor.type}) cannot be converted: {error}") from error
+    return encoded.tobytes()
