@@ -1,0 +1,45 @@
+"""Reads and writes ``results/``: run folders, tables, figures, and the HTML report.
+
+Everything that is shown, in a notebook or in the report, is read back from what was saved.
+"""
+
+from ollamalab.report.entries import SCHEMA, Arm, ExperimentFile, Figure, Verdict
+from ollamalab.report.folders import (
+    RUN_VARIABLE,
+    current_folder,
+    find_run,
+    new_run_folder,
+    root,
+    run_folders,
+    shown_folder,
+)
+from ollamalab.report.manifest import new_manifest, read_manifest, utc_now, write_manifest
+from ollamalab.report.runs import Experiment, Run, load_experiment, load_run
+from ollamalab.report.saving import Report
+from ollamalab.report.tables import Column, Table
+
+__all__ = [
+    "RUN_VARIABLE",
+    "SCHEMA",
+    "Arm",
+    "Column",
+    "Experiment",
+    "ExperimentFile",
+    "Figure",
+    "Report",
+    "Run",
+    "Table",
+    "Verdict",
+    "current_folder",
+    "find_run",
+    "load_experiment",
+    "load_run",
+    "new_manifest",
+    "new_run_folder",
+    "read_manifest",
+    "root",
+    "run_folders",
+    "shown_folder",
+    "utc_now",
+    "write_manifest",
+]

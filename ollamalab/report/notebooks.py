@@ -1,0 +1,132 @@
+"""What a notebook says of itself: title, question, minutes, hardware; and of its last execution.
+
+The author writes the three facts into the notebook's metadata::
+
+    "ollamalab": {"question": "How long ...?", "minutes": 0.7, "hardware": "any"}
+
+Read as JSON: a listing should not need Jupyter's libraries.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ollamalab.errors import RunError
+
+_DESCRIPTION = "papermill_description="
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a notebook is about.
+
+    Attributes:
+        title: Its first heading.
+        question: What it asks, one sentence.
+        minutes: How long its default run takes on two cores; None if not told.
+        hardware: "any", or what it needs to be worth running.
+    """
+
+    title: str
+    question: str
+    minutes: float | None
+    hardware: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Where and how an execution ended.
+
+    Attributes:
+        cell: Number and name of the failing cell.
+        error: Kind and message, in one line.
+    """
+
+    cell: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a notebook's execution went.
+
+    Attributes:
+        seconds: How long it took; None if it was cut off.
+        failure: Where it failed; None if it ran through.
+    """
+
+    seconds: float | None
+    failure: Failure | None
+
+
+def read_notebook(path: Path) -> dict[str, Any]:
+    """Return a notebook's JSON.
+
+    Raises:
+        RunError: The file cannot be read or is no notebook.
+    """
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook["cells"], notebook["metadata"]
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is not a notebook ({error}); restore it, e.g. with git") from error
+    return dict(notebook)
+
+
+def source_of(cell: dict[str, Any]) -> str:
+    """Return a cell's text, which the file keeps as one string or as lines."""
+    source = cell.get("source", "")
+    return source if isinstance(source, str) else "".join(source)
+
+
+def header_of(notebook: dict[str, Any], name: str) -> Header:
+    """Return what a notebook is about; ``name`` is its title if it has no heading."""
+    about = notebook["metadata"].get("ollamalab", {})
+    lines = (line for cell in notebook["cells"] for line in source_of(cell).splitlines())
+    title = next((line[2:].strip() for line in lines if line.startswith("# ")), name)
+    minutes = about.get("minutes")
+    return Header(
+        title=title,
+        question=str(about.get("question", "")),
+        minutes=float(minutes) if isinstance(minutes, int | float) else None,
+        hardware=str(about.get("hardware", "any")),
+    )
+
+
+def cell_name(cell: dict[str, Any]) -> str:
+    """Return a short name of a code cell: its ``# papermill_description=``, else its first line."""
+    lines = [line.strip() for line in source_of(cell).splitlines() if line.strip()]
+    for line in lines:
+        if line.startswith("#") and _DESCRIPTION in line:
+            return line.partition(_DESCRIPTION)[2].strip().replace("_", " ")
+    first = next((line for line in lines if not line.startswith("#")), "empty")
+    return first if len(first) <= 40 else f"{first[:39]}…"
+
+
+def execution_of(notebook: dict[str, Any]) -> Execution:
+    """Return how the execution that left this notebook went, from papermill's notes and the outputs."""
+    notes = notebook["metadata"].get("papermill", {})
+    return Execution(seconds=notes.get("duration"), failure=_failure(notebook))
+
+
+def _failure(notebook: dict[str, Any]) -> Failure | None:
+    code_cells = [cell for cell in notebook["cells"] if cell.get("cell_type") == "code"]
+    for number, cell in enumerate(code_cells, start=1):
+        if "raises-exception" in cell.get("metadata", {}).get("tags", []):
+            continue
+        for output in cell.get("outputs", []):
+            if output.get("output_type") == "error":
+                message = _ESCAPES.sub("", str(output.get("evalue", "")))
+                message = " ".join(message.split())
+                return Failure(
+                    cell=f"code cell {number} ({cell_name(cell)})",
+                    error=f"{output.get('ename', 'error')}: {message}" if message else str(output["ename"]),
+                )
+    return None
