@@ -220,8 +220,7 @@ def read_gguf(path: Path, *, with_arrays: bool = False) -> GgufMetadata:
             f"cannot read model file {path}: {error.strerror or error}; check the path and its rights"
         ) from error
     except ValueError as error:
-        problem = "it is empty" if "empty" in str(error) else str(error)
-        raise ModelError(f"{path} is not a usable GGUF file: {problem}; copy or fetch it again") from error
+        raise ModelError(f"{path} is not a usable GGUF file: {error}; copy or fetch it again") from error
 
 
 def parse_gguf(data: bytes | mmap.mmap, *, with_arrays: bool = False) -> GgufMetadata:
