@@ -15,7 +15,11 @@ from typing import Any
 #: Marks the text under a figure that is its caption.
 CAPTION_ID = "caption"
 
+#: Marks text inside a coloured shape: it keeps its colour, as the shape nearly does.
+ON_COLOUR_ID = "on-colour"
+
 _COLOUR = re.compile(r"(fill|stroke): (#[0-9a-f]{6})")
+_ON_COLOUR = re.compile(rf'<g id="{ON_COLOUR_ID}.*?</g>', re.DOTALL)
 _FONT = re.compile(r"'DejaVu Sans'[^;\"]*")
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 
@@ -58,6 +62,8 @@ def draw(figure: Any, *, salt: str) -> Drawing:
 def adapt(svg: str) -> str:
     """Return an SVG with the reader's font and, for dark pages, a counterpart of every colour."""
     svg = _FONT.sub(_FONTS, svg)
+    # The rules below match colours as written, in lower case: upper case is out of their reach.
+    svg = _ON_COLOUR.sub(lambda match: _COLOUR.sub(lambda part: part[0].upper(), match[0]), svg)
     rules = "".join(
         f'[style*="{kind}: {colour}"]{{{kind}:{dark_counterpart(colour)} !important}}'
         for kind, colour in sorted(set(_COLOUR.findall(svg)))
@@ -69,16 +75,22 @@ def adapt(svg: str) -> str:
 
 def dark_counterpart(colour: str) -> str:
     """Return the colour for a dark page: "#1f2430" (ink) becomes light, "#0072b2" a lighter blue."""
-    red, green, blue = (int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5))
-    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
-    chroma = max(red, green, blue) - min(red, green, blue)
-    if chroma < 0.14:  # ink, grid, paper: change sides, but never to pure black or white
-        lightness = 0.93 - 0.82 * lightness
-        saturation = min(saturation, 0.12)
+    parts = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+    if max(parts) - min(parts) < 0.14:  # ink, grid, paper
+        hue, lightness, saturation = colorsys.rgb_to_hls(*parts)
+        # Middle greys are data or words and have to stand out; ink and paper change sides.
+        dark = max(0.93 - 0.82 * lightness, 0.58 if 0.35 < lightness < 0.65 else 0.0)
+        parts = list(colorsys.hls_to_rgb(hue, dark, min(saturation, 0.12)))
     else:
-        lightness = max(lightness, 0.55)
-    parts = colorsys.hls_to_rgb(hue, lightness, saturation)
+        while _luminance(parts) < 0.19:
+            parts = [part + 0.06 * (1 - part) for part in parts]
     return "#" + "".join(f"{round(part * 255):02x}" for part in parts)
+
+
+def _luminance(parts: list[float]) -> float:
+    """Return the relative luminance of a colour, 0 to 1 (source: WCAG 2.2)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def _axes_titles(figure: Any) -> list[Any]:

@@ -15,10 +15,10 @@ from typing import Any
 
 from ollamalab.errors import RunError
 from ollamalab.records import RequestRecord, Sample
-from ollamalab.report.entries import SCHEMA, Arm, ExperimentFile, Figure, Verdict
 from ollamalab.report.drawings import draw
+from ollamalab.report.entries import SCHEMA, Arm, ExperimentFile, Figure, Verdict
 from ollamalab.report.files import write_together
-from ollamalab.report.folders import INTERACTIVE, MANIFEST, RUN_VARIABLE, current_folder, root
+from ollamalab.report.folders import INTERACTIVE, MANIFEST, current_folder, root
 from ollamalab.report.frames import records_parquet, samples_parquet
 from ollamalab.report.manifest import (
     encode,
@@ -149,8 +149,7 @@ class Report:
                 Path(f"{base}.json"): encode(content),
             }
         )
-        if RUN_VARIABLE not in os.environ:
-            self._note_in_manifest()
+        self._note_in_manifest()
         return load_experiment(self.folder, self.experiment)
 
     def _question(self) -> str:
@@ -161,8 +160,13 @@ class Report:
         return header_of(notebook, self.experiment).question
 
     def _note_in_manifest(self) -> None:
-        """Keep the manifest of work by hand: newest code and machine, every experiment saved so far."""
+        """Keep the manifest of work by hand; a batch keeps its own.
+
+        It names today's code and machine, and every experiment that was saved so far.
+        """
         known = read_manifest(self.folder) if (self.folder / MANIFEST).is_file() else None
+        if known and known.profile != INTERACTIVE:
+            return
         manifest = new_manifest(
             self.folder.name,
             profile=INTERACTIVE,

@@ -148,10 +148,10 @@ def _cell_html(cell: Cell, column: Column) -> str:
 
 
 def _number(value: float, spec: str | None) -> str:
-    """Format a number with a true minus sign; without a format, to three digits at least."""
+    """Format a number, with a true minus and "%" set off; without a format, to three digits at least."""
     if spec is None:
         spec = ",d" if isinstance(value, int) else ",.0f" if abs(value) >= 100 else ".3g"
-    return format(value, spec).replace("-", "−")
+    return format(value, spec).replace("-", "−").replace("%", "\u202f%")
 
 
 def _plain(cell: Any) -> Cell:

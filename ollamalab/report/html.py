@@ -1,0 +1,218 @@
+"""The report of a run: one HTML file that needs nothing else, for a screen, a phone or paper."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ollamalab.records import Manifest
+from ollamalab.report.claims import (
+    NOT_MEASURED,
+    ClaimRow,
+    bounds_text,
+    claim_rows,
+    count_words,
+    measured_text,
+)
+from ollamalab.report.files import write_whole
+from ollamalab.report.notebooks import Header, header_of, read_notebook
+from ollamalab.report.runs import Run, load_run
+
+#: Shape and class of each verdict: told apart without colour.
+_MARKS = {
+    "confirmed": ("●", "good"),
+    "direction only": ("◐", "partly"),
+    "refuted": ("✕", "bad"),
+    "not settled": ("○", "open"),
+    "not testable here": ("–", "mute"),
+    NOT_MEASURED: ("·", "mute"),
+}
+
+#: Spaces before a unit or an arrow, and after an arrow or a comparison.
+_LOOSE = re.compile(r"(?<=\d) (?=%|×|s\b|ms\b|min\b|h\b|GB\b|tokens\b)| (?=→)|(?<=[→≤≥=]) ")
+
+_STATES = {"done": "done", "failed": "failed", "running": "cut off", "waiting": "not run"}
+
+
+def write_report(folder: Path, target: Path | None = None) -> Path:
+    """Render a run's report; return where it was written.
+
+    Args:
+        folder: The run's folder.
+        target: HTML file; None for ``report.html`` in the folder.
+
+    Raises:
+        RunError: The folder is no run, is damaged, or the file cannot be written.
+    """
+    path = target or folder / "report.html"
+    write_whole(path, render(load_run(folder)).encode())
+    return path
+
+
+def render(run: Run) -> str:
+    """Return a run's report as HTML; everything in it comes from the run's folder."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ollamalab.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["tie"] = _tie
+    rows = claim_rows(run)
+    measured = [row for row in rows if row.verdict]
+    reach = _reach(measured)
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        manifest=run.manifest,
+        facts=facts(run.manifest),
+        took=_duration(_elapsed_s(run.manifest)),
+        claims=[_claim(row, reach) for row in measured],
+        unmeasured=[row.claim for row in rows if not row.verdict],
+        reach=reach,
+        counts=[(word, count, *_mark(word)) for word, count in count_words(measured).items()],
+        tests=sum(1 for row in rows if row.verdict and row.verdict.p_value is not None),
+        sections=[_section(run, name) for name in sorted(run.manifest.experiments)],
+    )
+
+
+def facts(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return what a reader must know of the host and the server: label and value."""
+    machine, server = manifest.machine, manifest.server
+    models = [
+        " ".join(str(model[key]) for key in ("name", "quantisation") if model.get(key))
+        for model in server.get("models", ())
+    ]
+    gpus = [str(gpu.get("name", gpu)) for gpu in machine.get("gpus") or ()]
+    load = manifest.load_average
+    cores, memory = machine.get("cpus_usable"), machine.get("memory_bytes")
+    commit = manifest.commit and manifest.commit[:10] + (" + changes" if manifest.dirty else "")
+    listed = [
+        ("CPU", f"{cores} × {machine.get('cpu_model')}" if cores else None),
+        ("Memory", f"{memory / 2**30:.0f} GiB" if memory else None),
+        ("GPU", ", ".join(gpus) or "none"),
+        ("System", " · ".join(str(machine[key]) for key in ("os", "kernel") if machine.get(key))),
+        ("Server", " ".join(str(server[key]) for key in ("kind", "version") if server.get(key))),
+        ("Model", ", ".join(models)),
+        ("Code", f"ollamalab {manifest.packages.get('ollamalab', '')}" + (f" · {commit}" if commit else "")),
+        ("Load average", " ".join(f"{value:.2f}" for value in load) if load else None),
+    ]
+    return [(label, value) for label, value in listed if value]
+
+
+def _section(run: Run, name: str) -> dict[str, Any]:
+    """Return everything that the template shows of one experiment."""
+    path = run.folder / f"{name}.ipynb"
+    header = Header(title=name, question="", minutes=None, hardware="any")
+    if path.is_file():
+        header = header_of(read_notebook(path), name)
+    execution, experiment = run.execution(name), run.experiments.get(name)
+    state = run.manifest.experiments[name]
+    contrasts = [verdict for verdict in experiment.verdicts if not verdict.claim] if experiment else []
+    return {
+        "name": name,
+        "number": name.partition("_")[0],
+        "header": header,
+        "state": _STATES.get(state, state),
+        "took": _duration(execution.seconds if execution else None),
+        "failure": execution.failure if execution and state == "failed" else None,
+        "notebook": path.name if path.is_file() else None,
+        "file": experiment.file if experiment else None,
+        "figures": [
+            (figure, _data_uri(experiment.svg(figure.name))) for figure in experiment.figures.values()
+        ]
+        if experiment
+        else [],
+        "contrasts": [(verdict, measured_text(verdict), bounds_text(verdict)) for verdict in contrasts],
+        "parameters": run.manifest.parameters.get(name, {}),
+    }
+
+
+def _claim(row: ClaimRow, reach: float) -> dict[str, Any]:
+    verdict = row.verdict
+    mark, tone = _mark(row.word)
+    return {
+        "row": row,
+        "mark": mark,
+        "tone": tone,
+        "measured": measured_text(verdict) if verdict else "",
+        "bounds": bounds_text(verdict) if verdict else "",
+        "axis": _axis(row, reach),
+    }
+
+
+def _mark(word: str) -> tuple[str, str]:
+    return _MARKS.get(word, ("○", "open"))
+
+
+def _axis(row: ClaimRow, reach: float) -> dict[str, float] | None:
+    """Return places from 0 to 100 on a log axis around 1 for a small drawing of a ratio; None without one."""
+    verdict = row.verdict
+    if verdict is None or verdict.kind != "ratio":
+        return None
+    ratios = {
+        "low": verdict.low,
+        "estimate": verdict.estimate,
+        "high": verdict.high,
+        "published_low": row.claim.low,
+        "published_high": row.claim.high,
+        "band_low": 1 / 1.1,
+        "band_high": 1.1,
+    }
+    if not (verdict.low and verdict.estimate and verdict.high):
+        return None
+
+    def place(ratio: float) -> float:
+        share = math.log(min(max(ratio, 1 / reach), reach)) / math.log(reach)
+        return round(50 + 50 * share, 2)
+
+    return {name: place(ratio) for name, ratio in ratios.items() if ratio}
+
+
+def _reach(rows: Iterable[ClaimRow]) -> float:
+    """Return the ratio at the right end of the axis that all claims share: 2, 4, 8, 16 or 32."""
+    ratios = [
+        ratio
+        for row in rows
+        if row.verdict and row.verdict.estimate and row.verdict.kind == "ratio"
+        for ratio in (row.verdict.low, row.verdict.high, row.claim.low, row.claim.high)
+        if ratio
+    ]
+    widest = max((max(ratio, 1 / ratio) for ratio in ratios), default=2.0)
+    return next((step for step in (2.0, 4.0, 8.0, 16.0) if widest <= step), 32.0)
+
+
+def _tie(text: str) -> str:
+    """Keep numbers and what belongs to them on one line."""
+    return _LOOSE.sub("\u00a0", text)
+
+
+def _data_uri(svg: str) -> str:
+    """Return an SVG as an image address; as an image it can neither run scripts nor fetch anything."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _elapsed_s(manifest: Manifest) -> float | None:
+    if manifest.finished_utc is None:
+        return None
+    start, end = (datetime.fromisoformat(text) for text in (manifest.started_utc, manifest.finished_utc))
+    return (end - start).total_seconds()
+
+
+def _duration(seconds: float | None) -> str:
+    """Return "42 s", "9 min 05 s" or "2 h 10 min"; "" for None."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
