@@ -43,7 +43,7 @@ class ScriptedServer:
         self._waiting: deque[_Exchange] = deque()
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
-        self._arrival = asyncio.Event()
+        self._changed = asyncio.Event()
         self._names = {parse_name(name).key: parse_name(name).short for name in self.script.models}
 
     async def __aenter__(self) -> Self:
@@ -73,8 +73,20 @@ class ScriptedServer:
     async def received(self, count: int) -> None:
         """Wait until so many inference requests have arrived."""
         while len(self.log) < count:
-            self._arrival.clear()
-            await self._arrival.wait()
+            await self._change()
+
+    async def ended(self, count: int) -> None:
+        """Wait until so many inference requests have ended, in whatever way."""
+        while sum(served.ended_s is not None for served in self.log) < count:
+            await self._change()
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def note_change(self) -> None:
+        """Wake those who wait for a request's arrival or end."""
+        self._changed.set()
 
     def admit(self, exchange: _Exchange) -> None:
         """Begin a request's service now, or when a slot is free."""
@@ -148,7 +160,7 @@ class ScriptedServer:
             return None
         exchange = _Exchange(self, connection, path, asked, at_s)
         self.log.append(exchange.served)
-        self._arrival.set()
+        self.note_change()
         return exchange if exchange.take() else None
 
 
@@ -187,7 +199,7 @@ class _Exchange:
             case Fault.NOT_HTTP:
                 self._connection.break_protocol()
         if self._fault is not Fault.HANG:
-            self.served.ended_s = time.perf_counter()
+            self._end()
         return self._fault is Fault.HANG
 
     def begin(self, start_s: float) -> None:
@@ -201,9 +213,9 @@ class _Exchange:
         if self._timer is not None:
             self._timer.cancel()
         if self.served.ended_s is None:
-            self.served.ended_s = time.perf_counter()
+            ended_s = self._end()
             if self._fault is not Fault.HANG:
-                self._server.release(self, self.served.ended_s)
+                self._server.release(self, ended_s)
 
     def _arm(self, position: int) -> None:
         delay_s = self._due_s[position] - time.perf_counter()
@@ -250,9 +262,14 @@ class _Exchange:
         return True
 
     def _leave(self, free_s: float, *, is_complete: bool) -> None:
-        self.served.ended_s = time.perf_counter()
         self.served.is_complete = is_complete
+        self._end()
         self._server.release(self, free_s)
+
+    def _end(self) -> float:
+        self.served.ended_s = time.perf_counter()
+        self._server.note_change()
+        return self.served.ended_s
 
     def _line(self, content: str, rest: Mapping[str, Any]) -> bytes:
         said = (
