@@ -25,7 +25,7 @@ DEFAULT_ALIGNMENT = 32
 
 _MAX_DIMENSIONS = 4
 
-_STRING, _ARRAY = 8, 9
+_F32, _STRING, _ARRAY = 6, 8, 9
 _SCALARS = {
     0: struct.Struct("<B"),
     1: struct.Struct("<b"),
@@ -33,7 +33,7 @@ _SCALARS = {
     3: struct.Struct("<h"),
     4: struct.Struct("<I"),
     5: struct.Struct("<i"),
-    6: struct.Struct("<f"),
+    _F32: struct.Struct("<f"),
     7: struct.Struct("<?"),
     10: struct.Struct("<Q"),
     11: struct.Struct("<q"),
@@ -202,6 +202,19 @@ def human_number(count: int) -> str:
     return f"{count / 1000:.0f}K" if count >= 1000 else str(count)
 
 
+def shortest_f32(value: float) -> float:
+    """Return the number of fewest digits that is this one in 32 bits: 1e-05, not 9.999999747378752e-06.
+
+    Go prints 32-bit floats so, and with it Ollama. Nine digits always do.
+    """
+    pack = _SCALARS[_F32].pack
+    for digits in range(1, 9):
+        candidate = float(f"{value:.{digits}g}")
+        if pack(candidate) == pack(value):
+            return candidate
+    return float(f"{value:.9g}")
+
+
 def read_gguf(path: Path, *, with_arrays: bool = False) -> GgufMetadata:
     """Return the header of a GGUF file; its weights are not touched.
 
@@ -322,7 +335,8 @@ class _Parser:
 
     def _value(self, type_id: int) -> Any:
         if type_id in _SCALARS:
-            return self._scalar(_SCALARS[type_id])
+            value = self._scalar(_SCALARS[type_id])
+            return shortest_f32(value) if type_id == _F32 else value
         if type_id == _STRING:
             return self._string()
         if type_id == _ARRAY:
@@ -337,7 +351,8 @@ class _Parser:
             self._at += count * kind.size
             if not self._with_arrays:
                 return None
-            return [value for (value,) in kind.iter_unpack(self._data[start : self._at])]
+            values = [value for (value,) in kind.iter_unpack(self._data[start : self._at])]
+            return [shortest_f32(value) for value in values] if type_id == _F32 else values
         if type_id != _STRING:
             raise ValueError(f"an array has elements of the unusable type {type_id}")
         self._require(count * _U64.size)
