@@ -1,0 +1,507 @@
+"""Targets are started, reached, restarted and ended; nothing else is touched."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ollama_standin
+import psutil
+import pytest
+
+from ollamalab.errors import (
+    BadReply,
+    SamplerUnavailable,
+    SettingsError,
+    TargetError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from ollamalab.hosts import SlotSampler, check_target, open_target, process
+from ollamalab.hosts.web import get_json
+from ollamalab.settings import ServerSettings
+
+
+@contextmanager
+def serving(answers: Mapping[str, Any]) -> Iterator[str]:
+    """Run a server that is not ours to change; give its URL."""
+    with ollama_standin.serve(answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+OLLAMA = {"/api/version": {"version": "0.33.0"}, "/api/tags": {"models": ollama_standin.MODELS}}
+
+
+def free_url() -> str:
+    """Return a URL on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def alive(pids: Sequence[int]) -> list[psutil.Process]:
+    return [psutil.Process(pid) for pid in pids]
+
+
+def assert_gone(processes: Sequence[psutil.Process]) -> None:
+    _, left = psutil.wait_procs(processes, timeout=30)
+    assert not left
+
+
+def children() -> set[psutil.Process]:
+    return {child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE}
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Check that the test leaves no process behind."""
+    before = children()
+    yield
+    assert children() <= before
+
+
+@pytest.fixture
+def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_left: None) -> None:
+    """Put the stand-in on PATH as ``ollama``."""
+    program = tmp_path / "bin" / "ollama"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} {ollama_standin.__file__}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+def until(fact: Callable[[], Any]) -> Any:
+    """Return the first answer that is something."""
+    while not (found := fact()):
+        pass
+    return found
+
+
+# What a target parameter may say
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("embedded", "embedded"),
+        ("ollama", "ollama"),
+        ("http://gpu2:11434/", "http://gpu2:11434"),
+        ("gpu2:8080", "http://gpu2:8080"),
+        ("localhost", "http://localhost:11434"),
+        ("10.0.0.7", "http://10.0.0.7:11434"),
+    ],
+)
+def test_a_target_is_a_kind_or_the_address_of_a_server(text: str, canonical: str) -> None:
+    assert check_target(text) == canonical
+
+
+@pytest.mark.parametrize("text", ["embeded", "Ollama", "gpu2", ""])
+def test_a_mistyped_kind_is_refused_with_the_choices(text: str) -> None:
+    with pytest.raises(SettingsError, match=f"embedded, ollama, or a URL.*{text!r}"):
+        check_target(text)
+
+
+def test_a_mistyped_kind_is_told_the_nearest() -> None:
+    with pytest.raises(SettingsError, match=r"did you mean embedded\?"):
+        check_target("embeded")
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_mistyped_target_starts_nothing() -> None:
+    with pytest.raises(SettingsError):
+        async with open_target("embeded"):
+            pass
+
+
+# A server that we start
+
+
+@pytest.mark.usefixtures("standin")
+async def test_a_started_server_answers_on_a_port_of_its_own() -> None:
+    async with open_target("ollama", models=["library/SmolLM2:135M"]) as target:
+        assert target.kind == "ollama"
+        assert target.version == "0.0.0-standin"
+        assert target.changeable
+        assert get_json(f"{target.url}/api/version", timeout_s=5) == {"version": "0.0.0-standin"}
+
+
+@pytest.mark.usefixtures("standin")
+async def test_the_server_and_its_engines_end_with_the_target() -> None:
+    async with open_target("ollama") as target:
+        pids = target.pids()
+        server, engine = alive(pids)
+        assert "ollama_standin" in " ".join(server.cmdline())
+        assert "llama-server" in engine.cmdline()[0]
+    assert_gone([server, engine])
+    assert target.pids() == ()
+
+
+@pytest.mark.usefixtures("standin")
+async def test_the_server_ends_when_the_body_fails() -> None:
+    processes = []
+
+    async def fail() -> None:
+        async with open_target("ollama") as target:
+            processes.extend(alive(target.pids()))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert_gone(processes)
+
+
+@pytest.mark.usefixtures("standin")
+async def test_the_server_ends_when_its_task_is_cancelled() -> None:
+    opened: asyncio.Queue[list[psutil.Process]] = asyncio.Queue()
+
+    async def hold() -> None:
+        async with open_target("ollama") as target:
+            opened.put_nowait(alive(target.pids()))
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(hold())
+    processes = await opened.get()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert_gone(processes)
+
+
+@pytest.mark.usefixtures("standin")
+async def test_cancelling_a_start_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN", "mute")
+
+    async def start() -> None:
+        async with open_target("ollama"):
+            pass
+
+    before = children()
+    task = asyncio.create_task(start())
+    await asyncio.to_thread(until, lambda: children() - before)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.usefixtures("standin")
+def test_no_server_outlives_a_killed_kernel() -> None:
+    """``kill -9`` of the process that opened the target ends the server and its engine."""
+    code = (
+        "import asyncio\n"
+        "from ollamalab.hosts import open_target\n"
+        "async def main():\n"
+        "    async with open_target('ollama') as target:\n"
+        "        print(*target.pids(), flush=True)\n"
+        "        await asyncio.Event().wait()\n"
+        "asyncio.run(main())"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as kernel:
+        assert kernel.stdout
+        processes = alive([int(pid) for pid in kernel.stdout.readline().split()])
+        supervisor = psutil.Process(kernel.pid).children()
+        assert len(processes) == 2
+        kernel.kill()
+        assert_gone(processes + supervisor)
+
+
+@pytest.mark.usefixtures("standin")
+async def test_settings_reach_the_server_and_win_over_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An ``OLLAMA_*`` left over in the shell must not change an arm of an experiment."""
+    monkeypatch.setenv("OLLAMA_NUM_PARALLEL", "7")
+    monkeypatch.setenv("OLLAMA_FLASH_ATTENTION", "1")
+    monkeypatch.setenv("OLLAMA_MODELS", "/models")
+    settings = ServerSettings(num_parallel=3, keep_alive_s=60)
+    async with open_target("ollama", settings, environment={"CUDA_VISIBLE_DEVICES": "1"}) as target:
+        environment = get_json(f"{target.url}/environment", timeout_s=5)
+        assert target.settings == settings
+    assert environment["OLLAMA_NUM_PARALLEL"] == "3"
+    assert environment["OLLAMA_KEEP_ALIVE"] == "60s"
+    assert environment["OLLAMA_MODELS"] == "/models"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "OLLAMA_FLASH_ATTENTION" not in environment
+
+
+async def test_a_variable_that_the_settings_decide_is_refused() -> None:
+    with pytest.raises(SettingsError, match="OLLAMA_NUM_PARALLEL: given by the settings"):
+        async with open_target("ollama", environment={"OLLAMA_NUM_PARALLEL": "4"}):
+            pass
+
+
+@pytest.mark.usefixtures("standin")
+async def test_the_moments_of_a_start_are_in_order() -> None:
+    async with open_target("ollama") as target:
+        startup = target.startup
+        assert startup
+        assert startup.spawned_s < startup.listening_s < startup.answering_s
+
+
+@pytest.mark.usefixtures("standin")
+async def test_a_restart_gives_a_fresh_server_with_other_settings() -> None:
+    async with open_target("ollama", ServerSettings(num_parallel=1)) as target:
+        before, old, startup = target.url, alive(target.pids()), target.startup
+        await target.restart(ServerSettings(num_parallel=4))
+        environment = get_json(f"{target.url}/environment", timeout_s=5)
+        assert environment["OLLAMA_NUM_PARALLEL"] == "4"
+        assert target.settings == ServerSettings(num_parallel=4)
+        assert target.url != before
+        assert target.startup != startup
+        assert_gone(old)
+        await target.restart()
+        assert target.settings == ServerSettings(num_parallel=4)
+
+
+@pytest.mark.usefixtures("standin")
+async def test_two_targets_live_side_by_side() -> None:
+    async with open_target("ollama") as first, open_target("ollama") as second:
+        assert first.url != second.url
+        assert not set(first.pids()) & set(second.pids())
+
+
+@pytest.mark.usefixtures("standin")
+async def test_a_server_that_died_has_no_processes() -> None:
+    async with open_target("ollama") as target:
+        processes = alive(target.pids())
+        processes[0].kill()
+        assert_gone(processes)
+        assert target.pids() == ()
+
+
+@pytest.mark.usefixtures("standin")
+async def test_what_the_server_said_is_kept(tmp_path: Path) -> None:
+    logs = tmp_path / "new" / "logs"
+    async with open_target("ollama", log_folder=logs) as target:
+        assert target.log_tail().splitlines()[0] == "time=now level=INFO msg=starting"
+        assert target.log_tail(1).startswith('msg="Listening on ')
+        await target.restart()
+    assert len(list(logs.glob("ollama-serve-*.log"))) == 2
+
+
+@pytest.mark.usefixtures("standin")
+async def test_a_server_that_ends_at_once_is_reported_with_its_last_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STANDIN", "crash")
+    with pytest.raises(TargetError, match=r"`ollama serve` ended with status 1; .*the disk is on fire; try"):
+        async with open_target("ollama"):
+            pass
+
+
+@pytest.mark.usefixtures("standin")
+@pytest.mark.parametrize("behaviour", ["mute", "deaf"])
+async def test_a_server_that_never_answers_is_given_up(
+    behaviour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN", behaviour)
+    monkeypatch.setattr(process, "_START_S", 2.0)
+    monkeypatch.setattr(process, "_ANSWER_S", 0.1)
+    with pytest.raises(TargetError, match="`ollama serve` did not answer within 2 s; it last said: "):
+        async with open_target("ollama"):
+            pass
+
+
+@pytest.mark.usefixtures("standin")
+async def test_a_missing_model_is_named_with_those_that_are_there() -> None:
+    with pytest.raises(TargetError, match=r"no model 'qwen3'; it has smollm2:135m; `ollama pull qwen3`"):
+        async with open_target("ollama", models=["smollm2:135m", "qwen3"]):
+            pass
+
+
+async def test_without_ollama_on_the_path_the_next_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(TargetError, match=r"no `ollama` on PATH; install .* or use target embedded"):
+        async with open_target("ollama"):
+            pass
+
+
+@pytest.mark.usefixtures("standin")
+async def test_a_setting_that_ollama_does_not_have_is_refused() -> None:
+    with pytest.raises(TargetError, match="num_threads=2"):
+        async with open_target("ollama", ServerSettings(num_threads=2)):
+            pass
+
+
+@pytest.mark.usefixtures("standin")
+async def test_the_report_gets_the_facts_of_the_server() -> None:
+    async with open_target("ollama", ServerSettings(num_parallel=2)) as target:
+        facts = await target.describe()
+    assert facts["settings"]["num_parallel"] == 2
+    assert facts["models"] == [
+        {"name": "smollm2:135m", "digest": "b1" * 32, "size_bytes": 98, "quantisation": "Q4_1"}
+    ]
+
+
+# Somebody else's server
+
+
+async def test_a_server_elsewhere_is_only_asked() -> None:
+    with serving(OLLAMA) as url:
+        async with open_target(url, models=["smollm2:135m"]) as target:
+            assert (target.kind, target.url, target.version) == ("url", url, "0.33.0")
+            assert target.settings is None
+            assert target.startup is None
+            assert target.pids() == ()
+            assert target.log_tail() == ""
+            assert (await target.describe())["settings"] is None
+        assert get_json(f"{url}/api/version", timeout_s=5) == {"version": "0.33.0"}
+
+
+async def test_a_server_elsewhere_is_never_changed_and_says_why() -> None:
+    """The reason is what an arm that is *not run* shows."""
+    with serving(OLLAMA) as url:
+        async with open_target(url) as target:
+            assert not target.changeable
+            assert target.unchangeable
+            assert url in target.unchangeable
+            with pytest.raises(TargetError, match="was not started by ollamalab"):
+                await target.restart(ServerSettings(num_parallel=4))
+        with pytest.raises(TargetError, match="was not started by ollamalab"):
+            async with open_target(url, ServerSettings(num_parallel=4)):
+                pass
+
+
+async def test_an_address_where_nothing_listens_is_named_with_the_next_step() -> None:
+    url = free_url()
+    with pytest.raises(TargetError, match=f"cannot connect to {url}/.*; start `ollama serve` there"):
+        async with open_target(url):
+            pass
+
+
+async def test_a_server_that_is_not_ollama_is_refused() -> None:
+    with (
+        serving({}) as url,
+        pytest.raises(TargetError, match=r"/api/version answered 404 .* is that an Ollama server\?"),
+    ):
+        async with open_target(url):
+            pass
+
+
+async def test_a_model_that_a_server_elsewhere_lacks_is_named() -> None:
+    with serving(OLLAMA) as url, pytest.raises(TargetError, match="no model 'qwen3'"):
+        async with open_target(url, models=["qwen3"]):
+            pass
+
+
+# Slots
+
+
+@pytest.mark.usefixtures("standin")
+async def test_the_slots_of_ollamas_engines_are_read_from_the_engines() -> None:
+    """Ollama does not tell its slots; the engine's own port stands in its command line."""
+    async with open_target("ollama") as target:
+        engine = target.pids()[1]
+        sampler = SlotSampler(target.slots)
+        readings = await asyncio.to_thread(until, sampler.read)
+    assert readings == {f"slots:{engine}": {"slots": 3, "busy": 2, "decoding": 1}}
+
+
+async def test_the_slots_of_an_embedded_server_go_by_their_model() -> None:
+    engines = [{"model": "smollm2:135m", "pid": 1, "url": "", "slots": ollama_standin.SLOTS}]
+    with serving(OLLAMA | {"/lab/engines": engines}) as url:
+        async with open_target(url) as target:
+            readings = await asyncio.to_thread(SlotSampler(target.slots).read)
+    assert readings == {"slots:smollm2:135m": {"slots": 3, "busy": 2, "decoding": 1}}
+
+
+async def test_a_server_that_cannot_tell_its_slots_is_an_unavailable_sampler() -> None:
+    with serving(OLLAMA) as url:
+        async with open_target(url) as target:
+            with pytest.raises(SamplerUnavailable, match="does not tell its slots"):
+                await asyncio.to_thread(SlotSampler(target.slots).read)
+
+
+def test_a_server_that_does_not_answer_just_now_gives_no_slots_and_one_note() -> None:
+    url = free_url()
+    sampler = SlotSampler(lambda: get_json(url, timeout_s=1))
+    assert sampler.read() == {}
+    assert sampler.read() == {}
+    assert len(sampler.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("progress", "decoding"),
+    [({"next_token": [{"n_decoded": 3}]}, 1), ({"next_token": {"n_decoded": 0}}, 0), ({}, None)],
+)
+def test_an_engine_that_does_not_tell_its_progress_has_no_decoding_count(
+    progress: dict[str, Any], decoding: int | None
+) -> None:
+    slots = [{"id": 0, "is_processing": True, **progress}, {"id": 1, "is_processing": False}]
+    assert SlotSampler(lambda: {"m": slots}).read() == {
+        "slots:m": {"slots": 2, "busy": 1, "decoding": decoding}
+    }
+
+
+# One GET for JSON
+
+
+def test_a_refused_connection_is_unavailable() -> None:
+    url = free_url()
+    with pytest.raises(UpstreamUnavailable, match="Connection refused") as caught:
+        get_json(url, timeout_s=5)
+    assert caught.value.url == url
+
+
+def test_a_name_that_is_not_known_is_unavailable() -> None:
+    with pytest.raises(UpstreamUnavailable, match=r"cannot connect to http://no-such-host\.invalid"):
+        get_json("http://no-such-host.invalid/", timeout_s=5)
+
+
+def test_an_answer_that_does_not_come_is_a_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        with pytest.raises(UpstreamTimeout) as caught:
+            get_json(url, timeout_s=0.05)
+    assert caught.value.after_s == 0.05
+
+
+def test_an_answer_that_is_not_json_is_a_bad_reply() -> None:
+    with ollama_standin.serve({}) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        with serving({"/": "not"}) as other:
+            assert get_json(f"{other}/", timeout_s=5) == "not"
+        answering = threading.Thread(target=_answer_with, args=(server.socket, b"HTTP/1.0 200 OK\r\n\r\n<p>"))
+        answering.start()
+        with pytest.raises(BadReply, match="did not answer with JSON"):
+            get_json(url, timeout_s=5)
+        answering.join()
+
+
+def _answer_with(listener: socket.socket, answer: bytes) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(answer)
+
+
+def test_a_proxy_in_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", free_url())
+    with serving({"/x": 1}) as url:
+        assert get_json(f"{url}/x", timeout_s=5) == 1
+
+
+# The real thing
+
+
+@pytest.mark.ollama
+@pytest.mark.skipif(shutil.which("ollama") is None, reason="no `ollama` on PATH")
+async def test_a_real_ollama_is_started_and_ended() -> None:
+    async with open_target("ollama", ServerSettings(num_parallel=2)) as target:
+        processes = alive(target.pids())
+        assert processes[0].name() == "ollama"
+        assert (await target.describe())["version"] == target.version
+    assert_gone(processes)
