@@ -1,0 +1,295 @@
+"""One llama.cpp process with its own HTTP port on loopback, and how we talk to it.
+
+The process hangs on a lifeline (``ollamalab.lifeline``): it ends with us, also after ``kill -9``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from ollamalab.embedded.engine_log import EngineLog, MemoryUse, failure_reason, memory_use
+from ollamalab.embedded.load import Launch, LoadOptions
+from ollamalab.embedded.models import ModelFile
+from ollamalab.errors import BadReply, EngineError
+from ollamalab.lifeline import tethered
+from ollamalab.protocol.durations import FOREVER_S
+from ollamalab.protocol.lines import LineSplitter
+
+__all__ = ["Engine", "EngineStream", "LoadOptions"]
+
+logger = logging.getLogger(__name__)
+
+MAX_EVENT_BYTES = 8 * 1024 * 1024  #: of one server-sent event, as in Ollama
+HEALTH_TIMEOUT_S = 10.0  #: an engine that is silent for longer counts as hung, as in Ollama
+
+_POLL_S = 0.02  # Ollama sleeps 250 ms here, which is the grain of its load_duration
+_LAST_WORDS_S = 1.0  # between a broken connection and the news that the process has ended
+_IDLE_CONNECTION_S = 2.0  # the engine drops them after 5 s: never race with that
+
+
+class Engine:
+    """One loaded model.
+
+    Attributes:
+        model: What it has loaded.
+        load: With which options.
+        url: Where the process serves, ``http://127.0.0.1:PORT``.
+        pid: The process that computes.
+        memory: What it takes, from its own log; the file's size if the log does not say.
+    """
+
+    def __init__(self, model: ModelFile, load: LoadOptions, process: asyncio.subprocess.Process) -> None:
+        self.model = model
+        self.load = load
+        self.url = ""
+        self.pid = 0
+        self.memory = MemoryUse(size_bytes=model.size_bytes, size_vram_bytes=0)
+        self._process = process
+        self._log = EngineLog()
+        self._on_exit: Callable[[Engine], None] | None = None
+        self._ended = asyncio.create_task(self._read_log())
+        # No limit on connections: slots bound the long calls, and a health ping must never queue.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None),  # a slow answer is no failure; the caller may leave
+            headers={"Content-Type": "application/json"},
+        )
+
+    @classmethod
+    async def start(
+        cls,
+        model: ModelFile,
+        load: LoadOptions,
+        *,
+        llama_server: Path | None = None,
+        load_timeout_s: float = 300.0,
+        on_exit: Callable[[Engine], None] | None = None,
+    ) -> Engine:
+        """Start a process, load the model, and return when it answers.
+
+        If this is cancelled or fails, nothing is left of the process.
+
+        Args:
+            model: What to load.
+            load: How.
+            llama_server: The binary to use; None for the built-in llama.cpp.
+            load_timeout_s: Seconds that a load may last *without a sign of life*: each log line
+                starts them anew. 0 or less waits for ever.
+            on_exit: Called once if the process ends without ``stop``.
+
+        Raises:
+            EngineError: It could not be started, ended, or stalled; the message has the log's reason.
+        """
+        own_pooling = f"{model.metadata.architecture}.pooling_type" in model.metadata.fields
+        launch = Launch(
+            model_path=str(model.path),
+            load=load,
+            mean_pooling=load.embedding and not own_pooling,
+            llama_server=str(llama_server) if llama_server else None,
+        )
+        command = tethered([sys.executable, "-m", "ollamalab.embedded.engine_process", launch.to_json()])
+        pipe = asyncio.subprocess.PIPE
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment()
+            )
+        except OSError as error:
+            raise EngineError(f"cannot start a process for {model.name.short}: {error.strerror}") from error
+        engine = cls(model, load, process)
+        try:
+            await engine._become_ready(load_timeout_s)
+        except BaseException:
+            await engine.stop()
+            raise
+        engine._on_exit = on_exit
+        return engine
+
+    async def health(self) -> bool:
+        """Whether the engine answers: not dead, not hung, not still loading."""
+        try:
+            async with self._session.get(
+                f"{self.url}/health", timeout=aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
+            ) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def slots(self) -> list[dict[str, Any]]:
+        """Return llama.cpp's own account of its slots, one object each, in order of id.
+
+        Raises:
+            EngineError: The engine is gone.
+        """
+        try:
+            async with self._session.get(f"{self.url}/slots") as response:
+                slots: list[dict[str, Any]] = await response.json()
+                return slots
+        except aiohttp.ClientError as error:
+            raise await self._failure(error) from error
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
+        """Make a short call, such as ``/tokenize``, and return its status and body.
+
+        Raises:
+            EngineError: The engine is gone.
+        """
+        try:
+            async with self._session.post(f"{self.url}{path}", data=json.dumps(body)) as response:
+                return response.status, await response.read()
+        except aiohttp.ClientError as error:
+            raise await self._failure(error) from error
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> EngineStream:
+        """Return a call whose answer arrives event by event; enter it with ``async with``."""
+        # A connection of its own, as in Ollama: llama.cpp hangs up after a stream without saying so
+        # beforehand, and a new connection acknowledges each small packet at once. It costs 0.1 ms.
+        call = self._session.post(f"{self.url}{path}", data=json.dumps(body), headers={"Connection": "close"})
+        return EngineStream(call, self._failure)
+
+    async def stop(self) -> None:
+        """End the process, whatever it is doing, and wait until it is gone. May be called again."""
+        self._on_exit = None
+        if self.pid and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        assert self._process.stdin
+        self._process.stdin.close()
+        await asyncio.shield(self._ended)
+        await self._session.close()
+
+    async def _become_ready(self, load_timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        stall_s = load_timeout_s if 0 < load_timeout_s < FOREVER_S else None
+        try:
+            async with asyncio.timeout(stall_s) as deadline:
+                if stall_s is not None:
+                    self._log.on_output = lambda: deadline.reschedule(loop.time() + stall_s)
+                await self._read_report()
+                while not await self.health():
+                    if self._ended.done():
+                        raise EngineError(await self._obituary("did not start"))
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as error:
+            raise EngineError(
+                f"loading {self.model.name.short} made no progress for {load_timeout_s:g} s "
+                f"(last words: {failure_reason(self._log.text)}); OLLAMA_LOAD_TIMEOUT sets the limit"
+            ) from error
+        finally:
+            self._log.on_output = None
+        self.memory = memory_use(self._log.text) or self.memory
+        self._log.forget_loading()
+        logger.info("event=engine_ready model=%s pid=%d url=%s", self.model.name.short, self.pid, self.url)
+
+    async def _read_report(self) -> None:
+        """Learn address and pid from the line that the process writes."""
+        assert self._process.stdout
+        line = await self._process.stdout.readline()
+        if not line:
+            raise EngineError(await self._obituary("did not start"))
+        report = json.loads(line)
+        self.url, self.pid = report["url"], report["pid"]
+
+    async def _read_log(self) -> None:
+        """Take the log until the process has ended."""
+        assert self._process.stderr
+        while chunk := await self._process.stderr.read(65536):
+            self._log.feed(chunk)
+        await self._process.wait()
+        if self._on_exit:
+            logger.warning("event=engine_ended model=%s pid=%d", self.model.name.short, self.pid)
+            self._on_exit(self)
+
+    async def _failure(self, error: Exception) -> EngineError:
+        """Return what a failed call means: the process has ended, or it speaks nonsense."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                return EngineError(await self._obituary("ended unexpectedly"))
+        return EngineError(f"the engine of {self.model.name.short} broke off at {self.url}: {error}")
+
+    async def _obituary(self, event: str) -> str:
+        """Wait for the end of the process and say what is known of it."""
+        await asyncio.shield(self._ended)
+        code = self._process.returncode or 0
+        how = f"killed by {signal.Signals(code - 128).name}" if code > 128 else f"exit status {code}"
+        return (
+            f"the engine of {self.model.name.short} {event} ({how}): {failure_reason(self._log.text)}; "
+            f"its file is {self.model.path}"
+        )
+
+
+class EngineStream:
+    """An answer that is still arriving.
+
+    Leaving it before the end hangs up, which stops the generation and frees the engine's slot.
+
+    Attributes:
+        status: HTTP status; from 400 on, ``read`` has the engine's error object.
+    """
+
+    def __init__(self, call: Any, failure: Callable[[Exception], Any]) -> None:
+        self.status = 0
+        self._call = call
+        self._failure = failure
+        self._response: aiohttp.ClientResponse
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._response = await self._call
+        except aiohttp.ClientError as error:
+            raise await self._failure(error) from error
+        self.status = self._response.status
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._response.close()
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Give the payload of each event, the part after ``data: ``; pings are left out.
+
+        Raises:
+            EngineError: The engine went away, or an event is longer than ``MAX_EVENT_BYTES``.
+        """
+        splitter = LineSplitter(max_line_bytes=MAX_EVENT_BYTES)
+        try:
+            async for chunk in self._response.content.iter_any():
+                for line in splitter.feed(chunk):
+                    if line.startswith(b"data: "):
+                        yield line[6:]
+        except (aiohttp.ClientError, BadReply) as error:
+            raise await self._failure(error) from error
+
+    async def read(self) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            EngineError: The engine went away.
+        """
+        try:
+            return await self._response.read()
+        except aiohttp.ClientError as error:
+            raise await self._failure(error) from error
+
+
+def _environment() -> dict[str, str]:
+    # OpenMP's threads spin while they wait for each other. As soon as anything else wants a core (a
+    # client, a second engine, a CI neighbour), one token then costs a scheduling quantum: 75-170 ms
+    # instead of 22 ms, measured with two busy neighbours on two cores.
+    return {"OMP_WAIT_POLICY": "passive", **os.environ}
