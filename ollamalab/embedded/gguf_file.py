@@ -13,6 +13,7 @@ import math
 import mmap
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,8 +211,9 @@ def shortest_f32(value: float) -> float:
     pack = _SCALARS[_F32].pack
     for digits in range(1, 9):
         candidate = float(f"{value:.{digits}g}")
-        if pack(candidate) == pack(value):
-            return candidate
+        with suppress(OverflowError):  # rounded up past the largest 32-bit float
+            if pack(candidate) == pack(value):
+                return candidate
     return float(f"{value:.9g}")
 
 
