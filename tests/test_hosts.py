@@ -5,52 +5,27 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ollama_standin
 import psutil
 import pytest
+from ollama_standin import free_url, serving
 
 from ollamalab.errors import (
-    BadReply,
     SamplerUnavailable,
     SettingsError,
     TargetError,
-    UpstreamTimeout,
-    UpstreamUnavailable,
 )
 from ollamalab.hosts import SlotSampler, check_target, open_target, process
 from ollamalab.hosts.web import get_json
 from ollamalab.settings import ServerSettings
 
-
-@contextmanager
-def serving(answers: Mapping[str, Any]) -> Iterator[str]:
-    """Run a server that is not ours to change; give its URL."""
-    with ollama_standin.serve(answers) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 OLLAMA = {"/api/version": {"version": "0.33.0"}, "/api/tags": {"models": ollama_standin.MODELS}}
-
-
-def free_url() -> str:
-    """Return a URL on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 def alive(pids: Sequence[int]) -> list[psutil.Process]:
@@ -444,54 +419,6 @@ def test_an_engine_that_does_not_tell_its_progress_has_no_decoding_count(
     assert SlotSampler(lambda: {"m": slots}).read() == {
         "slots:m": {"slots": 2, "busy": 1, "decoding": decoding}
     }
-
-
-# One GET for JSON
-
-
-def test_a_refused_connection_is_unavailable() -> None:
-    url = free_url()
-    with pytest.raises(UpstreamUnavailable, match="Connection refused") as caught:
-        get_json(url, timeout_s=5)
-    assert caught.value.url == url
-
-
-def test_a_name_that_is_not_known_is_unavailable() -> None:
-    with pytest.raises(UpstreamUnavailable, match=r"cannot connect to http://no-such-host\.invalid"):
-        get_json("http://no-such-host.invalid/", timeout_s=5)
-
-
-def test_an_answer_that_does_not_come_is_a_timeout() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        with pytest.raises(UpstreamTimeout) as caught:
-            get_json(url, timeout_s=0.05)
-    assert caught.value.after_s == 0.05
-
-
-def test_an_answer_that_is_not_json_is_a_bad_reply() -> None:
-    with ollama_standin.serve({}) as server:
-        url = f"http://127.0.0.1:{server.server_port}"
-        with serving({"/": "not"}) as other:
-            assert get_json(f"{other}/", timeout_s=5) == "not"
-        answering = threading.Thread(target=_answer_with, args=(server.socket, b"HTTP/1.0 200 OK\r\n\r\n<p>"))
-        answering.start()
-        with pytest.raises(BadReply, match="did not answer with JSON"):
-            get_json(url, timeout_s=5)
-        answering.join()
-
-
-def _answer_with(listener: socket.socket, answer: bytes) -> None:
-    connection, _ = listener.accept()
-    with connection:
-        connection.recv(65536)
-        connection.sendall(answer)
-
-
-def test_a_proxy_in_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", free_url())
-    with serving({"/x": 1}) as url:
-        assert get_json(f"{url}/x", timeout_s=5) == 1
 
 
 # The real thing
