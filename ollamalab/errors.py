@@ -7,6 +7,7 @@
     ├── ModelError             a model file is corrupt or cannot be had
     │   └── ModelNotFound          no file has this model name
     ├── EngineError            a llama.cpp process did not start or died
+    ├── QueueFull              as many wait already as may wait
     ├── TargetError            a server to measure cannot be started, reached or used
     ├── RunError               a batch run or a saved run cannot be used as asked
     ├── SamplerUnavailable     this machine has nothing such a sampler could read
@@ -38,6 +39,10 @@ class ModelNotFound(ModelError):
 
 class EngineError(OllamaLabError):
     """A llama.cpp process did not become ready, or went away."""
+
+
+class QueueFull(OllamaLabError):
+    """As many requests wait already as may wait; this one is refused at once."""
 
 
 class TargetError(OllamaLabError):
