@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import sys
 from dataclasses import replace
@@ -14,8 +15,17 @@ from pathlib import Path
 import pandas as pd
 
 from ollamalab import plots
+from ollamalab.compare import (
+    Comparison,
+    Metric,
+    blocks_for_pairs,
+    compare_arms,
+    design,
+    not_testable,
+    settle_fact,
+)
 from ollamalab.records import Outcome, RequestRecord, Sample, ServerTimings
-from ollamalab.report import Arm, Column, Report, Table, Verdict, new_manifest, utc_now, write_manifest
+from ollamalab.report import Arm, Column, Contrast, Report, Table, new_manifest, utc_now, write_manifest
 
 TARGET = "embedded · smollm2:135m Q4_1"
 
@@ -76,6 +86,15 @@ def poisson_load(slots: int, requests: int, rng: random.Random) -> list[RequestR
         free[place] = record.last_token_s or begin_s
         records.append(record)
     return records
+
+
+def compared(metric: Metric, ratio: float, noise: float, pairs: int, rng: random.Random) -> Comparison:
+    """Return a comparison of visits that differ by a ratio, with lognormal noise."""
+    visits = design(("before", "after"), blocks_for_pairs(pairs, 2), rng)
+    values = {
+        visit: (ratio if visit.arm == "after" else 1.0) * math.exp(rng.gauss(0.0, noise)) for visit in visits
+    }
+    return compare_arms(values, metric, arm="after", baseline="before")
 
 
 def make_run(folder: Path) -> Path:
@@ -199,7 +218,7 @@ def fill_cold_start(report: Report, rng: random.Random) -> None:
         plots.stage_bars(
             stages,
             title="A preloaded model answers in a quarter of the time; loading is half of a cold start",
-            caption="Medians of n = 14 per scenario, 16 tokens each; whisker: 95 % interval of the total. Page cache hot.",
+            caption="Medians of n = 14 each, 16 tokens; whisker: 95 % interval of the total. Page cache hot.",
             intervals={
                 "server and model cold": (1.05, 1.21),
                 "model cold": (0.70, 0.83),
@@ -237,20 +256,27 @@ def fill_cold_start(report: Report, rng: random.Random) -> None:
             caption="One dot per request, 16 tokens each; page cache hot.",
         ),
     )
-    for verdict in (
-        Verdict(claim="C04", contrast="preloaded / cold, time to first token", word="direction only",
-                estimate=0.22, low=0.19, high=0.26, n=14, p_value=0.0001, target=TARGET,
-                reason="A small model saves 78 %, less than the published 84 %."),
-        Verdict(claim="C05", contrast="tuned / default settings, warm request", word="not settled",
-                estimate=0.97, low=0.88, high=1.06, n=12, p_value=0.5, target=TARGET,
-                reason="Nothing in the listed settings moves a warm request."),
-        Verdict(claim="C07", contrast="resident after a ping every 6 h", word="refuted", n=3, target=TARGET,
-                reason="With the default keep-alive of 5 min the model is gone 5 min after each ping."),
-        Verdict(claim="C08", contrast="resident with OLLAMA_MAX_LOADED_MODELS=1", word="refuted", n=4, target=TARGET,
-                reason="Each request for another model evicted it."),
-        Verdict(contrast="mmap / no mmap, load", word="", estimate=0.93, low=0.81, high=1.05, n=12, target=TARGET),
-    ):  # fmt: skip
-        report.add_verdict(verdict)
+    ttft = Metric(name="ttft_s", better="lower", unit="s")
+    evicted = settle_fact(holds=False, evidence="each request for another model evicted it")
+    expired = settle_fact(holds=False, evidence="with the default keep-alive the model is gone after 5 min")
+    for contrast in (
+        Contrast(
+            claim="C04",
+            text="preloaded / cold, time to first token",
+            comparison=compared(ttft, 0.22, 0.1, 12, rng),
+            target=TARGET,
+        ),
+        Contrast(
+            claim="C05",
+            text="tuned / default settings, warm request",
+            comparison=compared(ttft, 0.97, 0.15, 12, rng),
+            target=TARGET,
+        ),
+        Contrast(claim="C07", text="resident after a ping every 6 h", observed=expired, n=3, target=TARGET),
+        Contrast(claim="C08", text="resident beside another model", observed=evicted, n=4, target=TARGET),
+        Contrast(text="mmap / no mmap, load", comparison=compared(ttft, 0.93, 0.2, 12, rng), target=TARGET),
+    ):
+        report.add_contrast(contrast)
     report.add_finding(
         "Loading takes 0.5 s of a cold first request of 0.8 s; a preload moves it out of sight."
     )
@@ -308,10 +334,8 @@ def fill_parallel_slots(report: Report, rng: random.Random) -> None:
             caption="n = 40 requests per point, 24 tokens each; bars: 95 % intervals.",
         ),
     )
-    shares = pd.DataFrame(
-        {0: [0.05, 0.07, 0.1, 0.1], 1: [0.95, 0.2, 0.15, 0.1], 2: [None, 0.73, 0.2, 0.12], 3: [None, None, 0.15, 0.15],
-         4: [None, None, 0.4, 0.2], 5: [None, None, None, 0.33]}, index=[1, 2, 4, 8],
-    )  # fmt: skip
+    decoding = {1: (5, 95), 2: (7, 20, 73), 4: (10, 15, 20, 15, 40), 8: (10, 10, 12, 15, 20, 33)}
+    shares = pd.DataFrame({slots: pd.Series(parts) / 100 for slots, parts in decoding.items()}).T
     report.add_figure(
         "decoding",
         plots.concurrency_bars(
@@ -356,19 +380,25 @@ def fill_parallel_slots(report: Report, rng: random.Random) -> None:
     report.add_figure(
         "ratios",
         plots.ratio_forest(
-            ratios, title="Four slots answer in a third of the time; eight add nothing",
-            quantity="mean response time", caption="Hodges–Lehmann over pairs, exact 95 % intervals; 6 requests/s.",
+            ratios,
+            title="Four slots answer in a third of the time; eight add nothing",
+            quantity="mean response time",
+            caption="Hodges–Lehmann over pairs, exact 95 % intervals; 6 requests/s.",
         ),
-    )  # fmt: skip
-    for verdict in (
-        Verdict(claim="C12", contrast="4 / 1 slots, mean response", word="confirmed", estimate=0.31, low=0.26, high=0.37,
-                n=24, p_value=0.00002, target=TARGET),
-        Verdict(claim="C14", contrast="Ollama / cLLM, mean response", word="not testable here",
-                reason="cLLM is not published."),
-        Verdict(claim="C17", contrast="decoding at once with NUM_PARALLEL=4", word="refuted", n=40, target=TARGET,
-                reason="Up to four sequences decoded at the same time."),
-    ):  # fmt: skip
-        report.add_verdict(verdict)
+    )
+    response = Metric(name="response_s", better="lower", unit="s")
+    parallel = settle_fact(holds=False, evidence="up to four sequences decoded at the same time")
+    for contrast in (
+        Contrast(
+            claim="C12",
+            text="4 / 1 slots, mean response",
+            comparison=compared(response, 0.31, 0.2, 24, rng),
+            target=TARGET,
+        ),
+        Contrast(claim="C14", text="Ollama / cLLM", observed=not_testable("cLLM is not published")),
+        Contrast(claim="C17", text="decoding at once, 4 slots", observed=parallel, n=40, target=TARGET),
+    ):
+        report.add_contrast(contrast)
     report.add_finding(
         "Four slots answer in 0.31× the time of one (0.26–0.37); eight are no better than four."
     )

@@ -3,7 +3,8 @@
 Everything that is shown, in a notebook or in the report, is read back from what was saved.
 """
 
-from ollamalab.report.entries import SCHEMA, Arm, ExperimentFile, Figure, Verdict
+from ollamalab.report.claims import Judged, claims_table, judge_run
+from ollamalab.report.entries import SCHEMA, Arm, Contrast, ExperimentFile, Figure
 from ollamalab.report.folders import (
     RUN_VARIABLE,
     current_folder,
@@ -13,6 +14,7 @@ from ollamalab.report.folders import (
     run_folders,
     shown_folder,
 )
+from ollamalab.report.html import write_report
 from ollamalab.report.manifest import new_manifest, read_manifest, utc_now, write_manifest
 from ollamalab.report.runs import Experiment, Run, load_experiment, load_run
 from ollamalab.report.saving import Report
@@ -23,15 +25,18 @@ __all__ = [
     "SCHEMA",
     "Arm",
     "Column",
+    "Contrast",
     "Experiment",
     "ExperimentFile",
     "Figure",
+    "Judged",
     "Report",
     "Run",
     "Table",
-    "Verdict",
+    "claims_table",
     "current_folder",
     "find_run",
+    "judge_run",
     "load_experiment",
     "load_run",
     "new_manifest",
@@ -42,4 +47,5 @@ __all__ = [
     "shown_folder",
     "utc_now",
     "write_manifest",
+    "write_report",
 ]

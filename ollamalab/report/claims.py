@@ -1,116 +1,159 @@
-"""The claims of a run: each published one beside what was measured here."""
+"""Verdicts over a whole run: its contrasts corrected together, its claims settled.
+
+Correcting needs every primary contrast of the run, so words are given here, when the run is shown,
+not where one experiment is saved.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from ollamalab.claims import CLAIMS, Claim
-from ollamalab.report.entries import Verdict
+from ollamalab.compare import ClaimVerdict, ClaimWord, Comparison, correct, correction_note, settle
+from ollamalab.report.entries import Contrast
 from ollamalab.report.runs import Run
 from ollamalab.report.tables import Column, Table, interval_text
-
-#: Shown for a claim whose experiment is not in the run, or failed before it came to a verdict.
-NOT_MEASURED = "not in this run"
 
 _FACTOR = ".2f"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClaimRow:
-    """One claim and how it fared.
+class Judged:
+    """One contrast with its word.
 
     Attributes:
-        claim: As published.
-        verdict: As measured; None if this run has none.
-        experiment: Notebook that saved the verdict, else the one that would.
+        contrast: Its comparison is corrected for the run's tests.
+        experiment: Notebook that saved it.
+        claim: The published claim that it settles; None for none.
+        word: Of the claim, or of the comparison; "" for a secondary row, which gets none.
+        reason: What the word rests on, one line.
     """
 
-    claim: Claim
-    verdict: Verdict | None
+    contrast: Contrast
     experiment: str
+    claim: Claim | None
+    word: str
+    reason: str
 
     @property
-    def word(self) -> str:
-        """The verdict in a word."""
-        return self.verdict.word if self.verdict else NOT_MEASURED
+    def n(self) -> int | None:
+        """Pairs of the comparison, or observations."""
+        return self.contrast.comparison.pairs if self.contrast.comparison else self.contrast.n
 
     @property
-    def published(self) -> str:
-        """The published ratio, "≤ 0.16×"; "" if no number was given."""
-        low, high = self.claim.low, self.claim.high
-        if low is None or high is None:
+    def measured(self) -> str:
+        """The estimate, "0.22×" or "+4.4 points"; "" if nothing was measured in numbers."""
+        comparison = self.contrast.comparison
+        if comparison is None or comparison.estimate is None:
             return ""
-        if self.claim.at_least:
-            return f"≤ {high:{_FACTOR}}×" if high < 1 else f"≥ {low:{_FACTOR}}×"
-        return f"{low:{_FACTOR}}×" if low == high else f"{low:{_FACTOR}}–{high:{_FACTOR}}×"
+        if comparison.metric.kind == "difference":
+            return f"{100 * comparison.estimate:+.1f} points".replace("-", "−")
+        return f"{comparison.estimate:{_FACTOR}}×"
+
+    @property
+    def bounds(self) -> str:
+        """The 95 % interval, "0.19–0.26"; "" if there is none."""
+        comparison = self.contrast.comparison
+        if comparison is None or comparison.low is None or comparison.high is None:
+            return ""
+        if comparison.metric.kind == "difference":
+            return interval_text(100 * comparison.low, 100 * comparison.high, "+.1f")
+        return interval_text(comparison.low, comparison.high, _FACTOR)
 
 
-def claim_rows(run: Run) -> list[ClaimRow]:
-    """Return every published claim, in order, with the verdict that this run came to."""
-    found = {
-        verdict.claim: (verdict, experiment.name)
+def judge_run(run: Run) -> list[Judged]:
+    """Return every contrast of a run with its word: claims first and in order, then the others."""
+    found = [
+        (contrast, experiment.name)
         for experiment in run.experiments.values()
-        for verdict in experiment.verdicts
-        if verdict.claim
-    }
-    rows = []
-    for claim in CLAIMS.values():
-        verdict, experiment = found.get(claim.id, (None, claim.experiment))
-        rows.append(ClaimRow(claim=claim, verdict=verdict, experiment=experiment))
-    return rows
+        for contrast in experiment.verdicts
+    ]
+    comparisons = iter(correct([contrast.comparison for contrast, _ in found if contrast.comparison]))
+    judged = [
+        _judge(replace(contrast, comparison=next(comparisons)) if contrast.comparison else contrast, name)
+        for contrast, name in found
+    ]
+    return sorted(judged, key=lambda entry: entry.claim.id if entry.claim else "~")
 
 
-def count_words(rows: list[ClaimRow]) -> dict[str, int]:
-    """Return how many claims got each verdict, the most telling words first."""
-    order = ["confirmed", "direction only", "refuted", "not settled", "not testable here", NOT_MEASURED]
-    counts = Counter(row.word for row in rows)
-    return {word: counts[word] for word in [*order, *(set(counts) - set(order))] if counts[word]}
+def correction(judged: Iterable[Judged]) -> str:
+    """Return the footnote on how many tests were made; "" if none was."""
+    comparisons = [entry.contrast.comparison for entry in judged if entry.contrast.comparison]
+    tested = any(comparison.adjusted_p_value is not None for comparison in comparisons)
+    return correction_note(comparisons) if tested else ""
 
 
-def measured_text(verdict: Verdict) -> str:
-    """Return the estimate, "0.22×" or "+4.4 points"; "" if nothing was measured in numbers."""
-    if verdict.estimate is None:
+def count_words(judged: Iterable[Judged]) -> dict[str, int]:
+    """Return how many claims got each word that any got, in the order of ``ClaimWord``."""
+    counts = Counter(entry.word for entry in judged if entry.claim)
+    return {str(word): counts[word] for word in ClaimWord if counts[word]}
+
+
+def published(claim: Claim) -> str:
+    """Return the published ratio, "≤ 0.16×"; "" if no number was given."""
+    low, high = claim.low, claim.high
+    if low is None or high is None:
         return ""
-    if verdict.kind == "difference":
-        return f"{100 * verdict.estimate:+.1f} points".replace("-", "−")
-    return f"{verdict.estimate:{_FACTOR}}×"
-
-
-def bounds_text(verdict: Verdict) -> str:
-    """Return the 95 % interval, "0.19–0.26"; "" if there is none."""
-    if verdict.low is None or verdict.high is None:
-        return ""
-    if verdict.kind == "difference":
-        return interval_text(100 * verdict.low, 100 * verdict.high, "+.1f")
-    return interval_text(verdict.low, verdict.high, _FACTOR)
+    if claim.at_least:
+        return f"≤ {high:{_FACTOR}}×" if high < 1 else f"≥ {low:{_FACTOR}}×"
+    return f"{low:{_FACTOR}}×" if low == high else f"{low:{_FACTOR}}–{high:{_FACTOR}}×"
 
 
 def claims_table(run: Run) -> Table:
-    """Return the claims of a run as one table."""
+    """Return every published claim as one table, those that the run did not measure included."""
+    judged = judge_run(run)
+    by_claim = {entry.claim.id: entry for entry in judged if entry.claim}
     rows = []
-    for row in claim_rows(run):
-        verdict = row.verdict
-        measured = " ".join(
-            part for part in (measured_text(verdict), f"({bounds_text(verdict)})") if part.strip("()")
-        ) if verdict else ""  # fmt: skip
+    for claim in CLAIMS.values():
+        entry = by_claim.get(claim.id)
+        measured = f"{entry.measured} ({entry.bounds})" if entry and entry.bounds else None
         rows.append(
             (
-                row.claim.id,
-                row.claim.text,
-                row.published or None,
-                measured or None,
-                verdict.n if verdict else None,
-                verdict.target if verdict else "",
-                row.word,
-                verdict.reason if verdict else "",
+                claim.id,
+                claim.text,
+                published(claim) or None,
+                measured,
+                entry.n if entry else None,
+                entry.contrast.target if entry else None,
+                entry.word if entry else "not in this run",
+                entry.reason if entry else "",
             )
         )
-    names = ("Claim", "", "Published", "Measured", "n", "Target", "Verdict", "Why")
+    names = ("Claim", "What was published", "Published", "Measured", "n", "Target", "Verdict", "Why")
+    note = correction(judged)
     return Table.of(
         "claims",
         "Published claims and what was measured here",
         [Column(name=name) for name in names],
         rows,
-        caption="Ratios are after / before, with 95 % intervals.",
+        caption="Ratios are after / before, with 95 % intervals." + (f" {note}." if note else ""),
     )
+
+
+def _judge(contrast: Contrast, experiment: str) -> Judged:
+    claim = CLAIMS.get(contrast.claim)
+    if contrast.observed:
+        verdict = contrast.observed
+    elif claim and contrast.comparison:
+        verdict = _settle(contrast.comparison, claim, contrast)
+    else:
+        return Judged(contrast=contrast, experiment=experiment, claim=claim, **_own_word(contrast.comparison))
+    return Judged(
+        contrast=contrast, experiment=experiment, claim=claim, word=str(verdict.word), reason=verdict.reason
+    )
+
+
+def _settle(comparison: Comparison, claim: Claim, contrast: Contrast) -> ClaimVerdict:
+    """Return what a comparison makes of a claim; one without a number claims a direction."""
+    if claim.low is not None and claim.high is not None:
+        return settle(comparison, low=claim.low, high=claim.high, at_least=claim.at_least)
+    low, high = (0.0, 1.0) if contrast.claimed == "lower" else (1.0, float("inf"))
+    return settle(comparison, low=low, high=high)
+
+
+def _own_word(comparison: Comparison | None) -> dict[str, str]:
+    if comparison is None or comparison.verdict is None:
+        return {"word": "", "reason": comparison.reason if comparison else ""}
+    return {"word": comparison.verdict.text, "reason": ""}

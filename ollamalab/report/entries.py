@@ -1,4 +1,4 @@
-"""What an experiment leaves in its JSON file: arms, tables, figures, verdicts and where they came from."""
+"""What an experiment leaves in its JSON file: arms, tables, figures, verdicts, and where they came from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ollamalab.compare import ClaimVerdict, Comparison
 from ollamalab.report.tables import Table
 
 #: Version of a run folder's format; raised when an older reader would misread a newer folder.
@@ -45,36 +46,29 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """One contrast, measured and named.
+class Contrast:
+    """One question with what was measured or observed; its verdict is given over the whole run.
+
+    Either ``comparison`` or ``observed`` is there. Measured contrasts of a run are corrected together
+    when they are shown, so the words here are those of the experiment alone.
 
     Attributes:
-        contrast: What was set against what, and the quantity: "preloaded / cold, time to first token".
-        word: "confirmed", "refuted", "direction only", "not settled", "not testable here" for a
-            published claim; else the comparison's own word; "" for a secondary row.
-        claim: Id of the published claim; "" for none.
-        estimate: Ratio after/before, or difference of proportions; None if it was observed
-            instead of measured, or not at all.
-        low: Lower end of its 95 % interval.
-        high: Upper end of its 95 % interval.
-        kind: What the three numbers are.
-        n: Pairs, or observations.
-        p_value: For the correction over a run's claims; None outside it.
-        target: Server and model that it was measured on.
-        reason: What was observed, or why it could not be tested, in one sentence.
+        text: What was set against what, and the quantity: "preloaded / cold, time to first token".
+        claim: Id of the published claim that it settles; "" for none.
+        comparison: As measured.
+        observed: A factual claim settled by observation, or why it cannot be tested here.
+        claimed: For a claim without a number, the direction that it names.
+        n: Observations behind ``observed``; None if there were none.
+        target: Server and model.
     """
 
-    contrast: str
-    word: str
+    text: str
     claim: str = ""
-    estimate: float | None = None
-    low: float | None = None
-    high: float | None = None
-    kind: Literal["ratio", "difference"] = "ratio"
+    comparison: Comparison | None = None
+    observed: ClaimVerdict | None = None
+    claimed: Literal["lower", "higher"] | None = None
     n: int | None = None
-    p_value: float | None = None
     target: str = ""
-    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +88,7 @@ class ExperimentFile:
         arms: Of its comparison, in order, those that could not run included.
         tables: In the order of the notebook.
         figures: In the order of the notebook.
-        verdicts: Claims first.
+        verdicts: Contrasts with what was measured, claims first.
         records: Rows in ``<experiment>.parquet``.
         samples: Rows in ``<experiment>.samples.parquet``.
     """
@@ -111,6 +105,6 @@ class ExperimentFile:
     arms: tuple[Arm, ...] = ()
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
-    verdicts: tuple[Verdict, ...] = ()
+    verdicts: tuple[Contrast, ...] = ()
     records: int = 0
     samples: int = 0

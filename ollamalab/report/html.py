@@ -10,15 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ollamalab.claims import CLAIMS
 from ollamalab.records import Manifest
-from ollamalab.report.claims import (
-    NOT_MEASURED,
-    ClaimRow,
-    bounds_text,
-    claim_rows,
-    count_words,
-    measured_text,
-)
+from ollamalab.report.claims import Judged, correction, count_words, judge_run, published
 from ollamalab.report.files import write_whole
 from ollamalab.report.notebooks import Header, header_of, read_notebook
 from ollamalab.report.runs import Run, load_run
@@ -30,7 +24,6 @@ _MARKS = {
     "refuted": ("✕", "bad"),
     "not settled": ("○", "open"),
     "not testable here": ("–", "mute"),
-    NOT_MEASURED: ("·", "mute"),
 }
 
 #: Spaces before a unit or an arrow, and after an arrow or a comparison.
@@ -66,20 +59,21 @@ def render(run: Run) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["tie"] = _tie
-    rows = claim_rows(run)
-    measured = [row for row in rows if row.verdict]
-    reach = _reach(measured)
+    judged = judge_run(run)
+    settled = [entry for entry in judged if entry.claim]
+    known = {entry.claim.id for entry in settled if entry.claim}
+    reach = _reach(settled)
     return environment.get_template("report.html.j2").render(
         run=run,
         manifest=run.manifest,
         facts=facts(run.manifest),
         took=_duration(_elapsed_s(run.manifest)),
-        claims=[_claim(row, reach) for row in measured],
-        unmeasured=[row.claim for row in rows if not row.verdict],
+        claims=[_claim(entry, reach) for entry in settled],
+        unmeasured=[claim for name, claim in CLAIMS.items() if name not in known],
         reach=reach,
-        counts=[(word, count, *_mark(word)) for word, count in count_words(measured).items()],
-        tests=sum(1 for row in rows if row.verdict and row.verdict.p_value is not None),
-        sections=[_section(run, name) for name in sorted(run.manifest.experiments)],
+        counts=[(word, count, *_mark(word)) for word, count in count_words(settled).items()],
+        note=correction(judged),
+        sections=[_section(run, name, judged) for name in sorted(run.manifest.experiments)],
     )
 
 
@@ -107,7 +101,7 @@ def facts(manifest: Manifest) -> list[tuple[str, str]]:
     return [(label, value) for label, value in listed if value]
 
 
-def _section(run: Run, name: str) -> dict[str, Any]:
+def _section(run: Run, name: str, judged: list[Judged]) -> dict[str, Any]:
     """Return everything that the template shows of one experiment."""
     path = run.folder / f"{name}.ipynb"
     header = Header(title=name, question="", minutes=None, hardware="any")
@@ -115,7 +109,6 @@ def _section(run: Run, name: str) -> dict[str, Any]:
         header = header_of(read_notebook(path), name)
     execution, experiment = run.execution(name), run.experiments.get(name)
     state = run.manifest.experiments[name]
-    contrasts = [verdict for verdict in experiment.verdicts if not verdict.claim] if experiment else []
     return {
         "name": name,
         "number": name.partition("_")[0],
@@ -130,21 +123,19 @@ def _section(run: Run, name: str) -> dict[str, Any]:
         ]
         if experiment
         else [],
-        "contrasts": [(verdict, measured_text(verdict), bounds_text(verdict)) for verdict in contrasts],
+        "contrasts": [entry for entry in judged if entry.experiment == name and not entry.claim],
         "parameters": run.manifest.parameters.get(name, {}),
     }
 
 
-def _claim(row: ClaimRow, reach: float) -> dict[str, Any]:
-    verdict = row.verdict
-    mark, tone = _mark(row.word)
+def _claim(entry: Judged, reach: float) -> dict[str, Any]:
+    mark, tone = _mark(entry.word)
     return {
-        "row": row,
+        "entry": entry,
+        "published": published(entry.claim) if entry.claim else "",
         "mark": mark,
         "tone": tone,
-        "measured": measured_text(verdict) if verdict else "",
-        "bounds": bounds_text(verdict) if verdict else "",
-        "axis": _axis(row, reach),
+        "axis": _axis(entry, reach),
     }
 
 
@@ -152,39 +143,37 @@ def _mark(word: str) -> tuple[str, str]:
     return _MARKS.get(word, ("○", "open"))
 
 
-def _axis(row: ClaimRow, reach: float) -> dict[str, float] | None:
+def _axis(entry: Judged, reach: float) -> dict[str, float] | None:
     """Return places from 0 to 100 on a log axis around 1 for a small drawing of a ratio; None without one."""
-    verdict = row.verdict
-    if verdict is None or verdict.kind != "ratio":
-        return None
-    ratios = {
-        "low": verdict.low,
-        "estimate": verdict.estimate,
-        "high": verdict.high,
-        "published_low": row.claim.low,
-        "published_high": row.claim.high,
-        "band_low": 1 / 1.1,
-        "band_high": 1.1,
-    }
-    if not (verdict.low and verdict.estimate and verdict.high):
+    ratios = _ratios(entry)
+    if "estimate" not in ratios:
         return None
 
     def place(ratio: float) -> float:
         share = math.log(min(max(ratio, 1 / reach), reach)) / math.log(reach)
         return round(50 + 50 * share, 2)
 
-    return {name: place(ratio) for name, ratio in ratios.items() if ratio}
+    return {name: place(ratio) for name, ratio in {**ratios, "band_low": 1 / 1.1, "band_high": 1.1}.items()}
 
 
-def _reach(rows: Iterable[ClaimRow]) -> float:
+def _ratios(entry: Judged) -> dict[str, float]:
+    """Return the ratios that a claim's drawing shows; none without a measured ratio and its interval."""
+    comparison, claim = entry.contrast.comparison, entry.claim
+    if comparison is None or comparison.metric.kind != "ratio" or comparison.low is None or claim is None:
+        return {}
+    ratios = {
+        "low": comparison.low,
+        "estimate": comparison.estimate,
+        "high": comparison.high,
+        "published_low": claim.low,
+        "published_high": claim.high,
+    }
+    return {name: ratio for name, ratio in ratios.items() if ratio}
+
+
+def _reach(entries: Iterable[Judged]) -> float:
     """Return the ratio at the right end of the axis that all claims share: 2, 4, 8, 16 or 32."""
-    ratios = [
-        ratio
-        for row in rows
-        if row.verdict and row.verdict.estimate and row.verdict.kind == "ratio"
-        for ratio in (row.verdict.low, row.verdict.high, row.claim.low, row.claim.high)
-        if ratio
-    ]
+    ratios = [ratio for entry in entries for ratio in _ratios(entry).values()]
     widest = max((max(ratio, 1 / ratio) for ratio in ratios), default=2.0)
     return next((step for step in (2.0, 4.0, 8.0, 16.0) if widest <= step), 32.0)
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ollamalab.errors import RunError
 from ollamalab.records import Manifest, RequestRecord
-from ollamalab.report.entries import ExperimentFile, Figure, Verdict
+from ollamalab.report.entries import Contrast, ExperimentFile, Figure
 from ollamalab.report.frames import read_frame, read_records
 from ollamalab.report.manifest import decode, read_manifest
 from ollamalab.report.notebooks import Execution, execution_of, read_notebook
@@ -60,8 +60,8 @@ class Experiment:
         return {figure.name: figure for figure in self.file.figures}
 
     @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """Named contrasts, claims first."""
+    def verdicts(self) -> tuple[Contrast, ...]:
+        """Contrasts with what was measured, claims first."""
         return self.file.verdicts
 
     def svg(self, name: str) -> str:

@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ollamalab.claims import CLAIMS
 from ollamalab.errors import RunError
 from ollamalab.records import RequestRecord, Sample
 from ollamalab.report.drawings import draw
-from ollamalab.report.entries import SCHEMA, Arm, ExperimentFile, Figure, Verdict
+from ollamalab.report.entries import SCHEMA, Arm, Contrast, ExperimentFile, Figure
 from ollamalab.report.files import write_together
 from ollamalab.report.folders import INTERACTIVE, MANIFEST, current_folder, root
 from ollamalab.report.frames import records_parquet, samples_parquet
@@ -38,7 +39,7 @@ _NAME = re.compile(r"[a-z0-9_]+")
 class Report:
     """Collects what one experiment measured and found, and saves it.
 
-    Adding a table, figure, arm or verdict under a name that is there replaces it, so that a cell can
+    Adding a table, figure, arm or contrast under a name that is there replaces it, so that a cell can
     be run again; records and samples add up until ``clear``.
     """
 
@@ -60,7 +61,7 @@ class Report:
         self._arms: dict[str, Arm] = {}
         self._tables: dict[str, Table] = {}
         self._figures: dict[str, tuple[Figure, bytes]] = {}
-        self._verdicts: dict[tuple[str, str], Verdict] = {}
+        self._contrasts: dict[tuple[str, str], Contrast] = {}
         self._findings: list[str] = []
         self._started_utc = utc_now()
         self._load_average = load_average()
@@ -101,10 +102,17 @@ class Report:
         self._figures[name] = (entry, drawing.svg)
         return figure
 
-    def add_verdict(self, verdict: Verdict) -> Verdict:
-        """Keep a verdict; return it."""
-        self._verdicts[verdict.claim, verdict.contrast] = verdict
-        return verdict
+    def add_contrast(self, contrast: Contrast) -> Contrast:
+        """Keep a contrast and what was measured; return it."""
+        if contrast.claim and contrast.claim not in CLAIMS:
+            raise ValueError(f"no published claim {contrast.claim!r}; known are {', '.join(CLAIMS)}")
+        if (contrast.comparison is None) == (contrast.observed is None):
+            raise ValueError(f"{contrast.text!r} needs either a comparison or what was observed")
+        claim = CLAIMS.get(contrast.claim)
+        if contrast.comparison and claim and claim.low is None and contrast.claimed is None:
+            raise ValueError(f"{contrast.claim} has no number: say which direction it claims")
+        self._contrasts[contrast.claim, contrast.text] = contrast
+        return contrast
 
     def add_finding(self, sentence: str) -> None:
         """Keep one sentence of what was found; they stand at the head of the experiment's section."""
@@ -136,7 +144,7 @@ class Report:
             arms=tuple(self._arms.values()),
             tables=tuple(self._tables.values()),
             figures=tuple(figure for figure, _ in self._figures.values()),
-            verdicts=tuple(sorted(self._verdicts.values(), key=lambda verdict: not verdict.claim)),
+            verdicts=tuple(sorted(self._contrasts.values(), key=lambda contrast: not contrast.claim)),
             records=len(self._records),
             samples=sum(len(sample.values) for sample in self._samples),
         )
