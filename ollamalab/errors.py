@@ -8,6 +8,7 @@
     │   └── ModelNotFound          no file has this model name
     ├── EngineError            a llama.cpp process did not start or died
     ├── QueueFull              as many wait already as may wait
+    ├── RequestRefused         our server answers a request with an error status
     ├── TargetError            a server to measure cannot be started, reached or used
     ├── RunError               a batch run or a saved run cannot be used as asked
     ├── SamplerUnavailable     this machine has nothing such a sampler could read
@@ -43,6 +44,18 @@ class EngineError(OllamaLabError):
 
 class QueueFull(OllamaLabError):
     """As many requests wait already as may wait; this one is refused at once."""
+
+
+class RequestRefused(OllamaLabError):
+    """A request to our server cannot be answered; the message is what its client reads.
+
+    Attributes:
+        status: HTTP status of the answer.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class TargetError(OllamaLabError):
