@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 import pytest
@@ -21,8 +22,10 @@ DEAF = "trap '' TERM; setsid sleep 600 & echo \"$$ $!\"; while true; do wait; do
 
 
 @contextmanager
-def started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(tethered(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(
+        tethered(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options
+    ) as process:
         try:
             yield process
         finally:
@@ -107,20 +110,14 @@ def test_the_exit_status_is_the_commands(command: list[str], status: int) -> Non
 
 
 def test_a_command_that_is_not_there_answers_127_and_says_so() -> None:
-    process = subprocess.run(
-        tethered(["no-such-program"]), stdin=subprocess.PIPE, capture_output=True, check=False
-    )
-    assert process.returncode == 127
-    assert process.stderr == b"no-such-program: No such file or directory\n"
+    with started(["no-such-program"], stderr=subprocess.PIPE) as process:
+        assert process.wait() == 127
+        assert process.stderr
+        assert process.stderr.read() == b"no-such-program: No such file or directory\n"
 
 
 def test_the_command_has_the_starters_environment_and_no_input() -> None:
     """The lifeline is the supervisor's alone: the command reads end of file at once."""
-    with subprocess.Popen(
-        tethered(["sh", "-c", "cat; echo $MARK"]),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"MARK": "here"},
-    ) as process:
+    with started(["sh", "-c", "cat; echo $MARK"], env=os.environ | {"MARK": "here"}) as process:
         assert process.stdout
         assert process.stdout.readline() == b"here\n"
