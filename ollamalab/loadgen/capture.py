@@ -15,6 +15,7 @@ import msgspec
 
 from ollamalab.errors import BadReply, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from ollamalab.protocol.lines import LineSplitter, content_of, timings_of
+from ollamalab.protocol.upstream import Request
 from ollamalab.records import Outcome, RequestRecord
 
 _MAX_ERROR_CHARACTERS = 200
@@ -27,7 +28,7 @@ class Capture:
 
     Attributes:
         index: Position in the plan, from 0.
-        body: The request as sent.
+        request: As sent.
         intended_s: When the plan wanted it sent; in a closed loop, when a client was free.
         is_warmup: Whether it is left out of every figure.
         sent_s: When it was handed to the Upstream.
@@ -42,7 +43,7 @@ class Capture:
     """
 
     index: int
-    body: bytes
+    request: Request
     intended_s: float
     is_warmup: bool = False
     sent_s: float | None = None
@@ -61,7 +62,7 @@ class Capture:
         Args:
             target: URL of the server, for the record.
         """
-        asked = _json_object(self.body) or {}
+        asked = _json_object(self.request.body) or {}
         reply = _Reply()
         if self.status is not None and self.status < _FIRST_BAD_STATUS:
             for position, at_s, line in self._lines():

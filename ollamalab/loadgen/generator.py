@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from ollamalab.loadgen.health import HealthMonitor, InstrumentHealth
-from ollamalab.loadgen.run import BodyOf, Run
+from ollamalab.loadgen.run import RequestOf, Run
 from ollamalab.loadgen.settings import LoadSettings
 from ollamalab.metrics import completed, measured, send_lag_s, ttft_s
-from ollamalab.protocol.upstream import Upstream
+from ollamalab.protocol.upstream import Request, Upstream
 from ollamalab.records import Outcome, RequestRecord
 
 
@@ -75,16 +75,14 @@ class LoadGenerator:
     Args:
         upstream: Whatever answers requests.
         target: URL or name of it, for the records.
-        path: Where the bodies are posted.
     """
 
-    def __init__(self, upstream: Upstream, *, target: str, path: str = "/api/chat") -> None:
+    def __init__(self, upstream: Upstream, *, target: str) -> None:
         self._upstream = upstream
         self._target = target
-        self._path = path
         self._run: Run | None = None
 
-    async def run(self, settings: LoadSettings, body_of: BodyOf) -> LoadResult:
+    async def run(self, settings: LoadSettings, request_of: RequestOf) -> LoadResult:
         """Offer a load until its plan is through and everything sent has ended.
 
         ``stop`` hangs up on what is in flight and makes this return what there is; each offered
@@ -92,13 +90,13 @@ class LoadGenerator:
 
         Args:
             settings: How.
-            body_of: The JSON body of request 0, 1, 2 ...; each should begin with a nonce unless
-                prompt caching is the subject.
+            request_of: Request 0, 1, 2 ...; each prompt should begin with a nonce unless prompt caching
+                is the subject (``workload``).
 
         Raises:
             SettingsError: The plan is impossible.
         """
-        run = self._run = Run(self._upstream, settings, body_of, target=self._target, path=self._path)
+        run = self._run = Run(self._upstream, settings, request_of, target=self._target)
         async with HealthMonitor() as monitor:
             await run.execute()
         records = tuple(sorted(run.records, key=lambda record: record.index))
@@ -115,12 +113,12 @@ class LoadGenerator:
             is_complete=not run.is_stopped,
         )
 
-    async def sweep(self, levels: Iterable[LoadSettings], body_of: BodyOf) -> list[LoadResult]:
-        """Run one load after the other; ``body_of`` sees no number twice. A ``stop`` ends the sweep."""
+    async def sweep(self, levels: Iterable[LoadSettings], request_of: RequestOf) -> list[LoadResult]:
+        """Run one load after the other; ``request_of`` sees no number twice. A ``stop`` ends the sweep."""
         results: list[LoadResult] = []
         used = 0
         for settings in levels:
-            results.append(await self.run(settings, partial(_shifted, body_of, used)))
+            results.append(await self.run(settings, partial(_shifted, request_of, used)))
             used += len(results[-1].records)
             if not results[-1].is_complete:
                 break
@@ -145,5 +143,5 @@ class LoadGenerator:
         )
 
 
-def _shifted(body_of: BodyOf, by: int, index: int) -> bytes:
-    return body_of(by + index)
+def _shifted(request_of: RequestOf, by: int, index: int) -> Request:
+    return request_of(by + index)

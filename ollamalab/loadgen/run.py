@@ -14,8 +14,8 @@ from ollamalab.loadgen.settings import LoadSettings
 from ollamalab.protocol.upstream import Request, Upstream
 from ollamalab.records import RequestRecord
 
-#: Given the number of a request, its JSON body; called just before the send.
-BodyOf = Callable[[int], bytes]
+#: Given the number of a request, what to send; called just before the send.
+RequestOf = Callable[[int], Request]
 
 
 class Run:
@@ -31,7 +31,7 @@ class Run:
     """
 
     def __init__(
-        self, upstream: Upstream, settings: LoadSettings, body_of: BodyOf, *, target: str, path: str
+        self, upstream: Upstream, settings: LoadSettings, request_of: RequestOf, *, target: str
     ) -> None:
         self.settings = settings
         self.records: list[RequestRecord] = []
@@ -41,9 +41,8 @@ class Run:
         self._plan_s = settings.plan_s() if settings.arrivals.is_open else None
         self.planned = settings.total if self._plan_s is None else len(self._plan_s)
         self._upstream = upstream
-        self._body_of = body_of
+        self._request_of = request_of
         self._target = target
-        self._path = path
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._measured_from_s: float | None = None
@@ -100,7 +99,7 @@ class Run:
         self.offered += 1
         capture = Capture(
             index=index,
-            body=self._body_of(index),
+            request=self._request_of(index),
             intended_s=intended_s,
             is_warmup=index < self.settings.warmup,
         )
@@ -122,9 +121,8 @@ class Run:
 
     async def _exchange(self, capture: Capture) -> None:
         """Send, and stamp every read as it comes."""
-        request = Request(method="POST", path=self._path, body=capture.body)
         capture.sent_s = time.perf_counter()
-        async with await self._upstream.send(request) as reply:
+        async with await self._upstream.send(capture.request) as reply:
             capture.headers_s = time.perf_counter()
             capture.status = reply.status
             if isinstance(reply, HttpReply):
