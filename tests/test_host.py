@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ollamalab.host import HostSampler, ProcessSampler, describe, process_tree
+from ollamalab.host import HostSampler, ProcessSampler, ProcessTree, describe
 
 #: Says "ready", then does one command per line: "spin" burns CPU until 0.3 s of it are used,
 #: "write" syncs 1 MiB to a file, "child" starts a child of its own and says its pid.
@@ -61,7 +61,7 @@ def working() -> Iterator[Worker]:
         try:
             yield Worker(process)
         finally:
-            for pid in reversed(process_tree(process.pid)):
+            for pid in reversed(ProcessTree(process.pid).pids()):
                 psutil.Process(pid).kill()
 
 
@@ -152,9 +152,25 @@ def test_a_host_without_disks_tells_no_storage_bytes(monkeypatch: pytest.MonkeyP
 
 def test_a_tree_is_the_process_and_its_descendants() -> None:
     with working() as worker:
+        tree = ProcessTree(worker.pid)
+        assert tree.pids() == (worker.pid,)
         child = int(worker.do("child"))
-        assert process_tree(worker.pid) == (worker.pid, child)
-    assert process_tree(worker.pid) == ()
+        assert tree.pids() == (worker.pid, child)
+        assert set(ProcessTree(os.getpid()).pids()) >= {os.getpid(), worker.pid, child}
+    assert tree.pids() == ()
+
+
+def test_an_orphan_leaves_the_tree_of_its_dead_parent() -> None:
+    """Who whose parent is, is remembered; but not beyond the parent's life."""
+    with working() as worker:
+        tree = ProcessTree(os.getpid())
+        child = psutil.Process(int(worker.do("child")))
+        assert child.pid in tree.pids()
+        worker.process.kill()
+        worker.process.wait()
+        parent = child.parent()
+        assert (child.pid in tree.pids()) == (parent is not None and parent.pid in tree.pids())
+        child.kill()
 
 
 def test_cpu_time_of_a_process_is_counted_in_cores() -> None:

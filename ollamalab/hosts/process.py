@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from ollamalab.errors import TargetError, UpstreamError
-from ollamalab.host import process_tree
+from ollamalab.host import ProcessTree
 from ollamalab.hosts.web import get_json
 from ollamalab.lifeline import GRACE_S, tethered
 
@@ -76,6 +76,7 @@ class ServerProcess:
     def __init__(self, launch: Launch, process: subprocess.Popen[bytes], log: Path) -> None:
         self._launch = launch
         self._process = process
+        self._tree = ProcessTree(process.pid)
         self._log = log
 
     @classmethod
@@ -135,7 +136,7 @@ class ServerProcess:
 
     def pids(self) -> tuple[int, ...]:
         """Return the server's pid, then those of its descendants; empty if it has died."""
-        return process_tree(self._process.pid)[1:]  # the first is the supervisor
+        return self._tree.pids()[1:]  # the first is the supervisor
 
     def log_tail(self, lines: int) -> str:
         """Return the last lines of the server's output."""

@@ -86,7 +86,7 @@ def main() -> None:
             {
                 "host": of_host.read,
                 "one process": of_process.read,
-                "listing a process tree (once a second)": lambda: host.process_tree(me),
+                "listing a process tree (once a second)": host.ProcessTree(me).pids,
                 "slots over HTTP, answered in this process": of_slots.read,
             }
             | ({"all GPUs": gpus.read} if isinstance(gpus, gpu.GpuSampler) else {}),
