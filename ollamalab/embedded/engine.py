@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -154,10 +154,7 @@ class Engine:
 
     def stream(self, path: str, body: Mapping[str, Any]) -> EngineStream:
         """Return a call whose answer arrives event by event; enter it with ``async with``."""
-        # A connection of its own, as in Ollama: llama.cpp hangs up after a stream without saying so
-        # beforehand, and a new connection acknowledges each small packet at once. It costs 0.1 ms.
-        call = self._session.post(f"{self.url}{path}", data=json.dumps(body), headers={"Connection": "close"})
-        return EngineStream(call, self._failure)
+        return EngineStream(self._session, f"{self.url}{path}", json.dumps(body), self._failure)
 
     async def stop(self) -> None:
         """End the process, whatever it is doing, and wait until it is gone. May be called again."""
@@ -223,7 +220,8 @@ class Engine:
         """Wait for the end of the process and say what is known of it."""
         await asyncio.shield(self._ended)
         code = self._process.returncode or 0
-        how = f"killed by {signal.Signals(code - 128).name}" if code > 128 else f"exit status {code}"
+        killed = code - 128 in signal.valid_signals()  # how the supervisor passes it on
+        how = f"killed by {signal.Signals(code - 128).name}" if killed else f"exit status {code}"
         return (
             f"the engine of {self.model.name.short} {event} ({how}): {failure_reason(self._log.text)}; "
             f"its file is {self.model.path}"
@@ -239,15 +237,28 @@ class EngineStream:
         status: HTTP status; from 400 on, ``read`` has the engine's error object.
     """
 
-    def __init__(self, call: Any, failure: Callable[[Exception], Any]) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        body: str,
+        failure: Callable[[Exception], Awaitable[EngineError]],
+    ) -> None:
+        """Take what to send; nothing is sent before ``async with``."""
         self.status = 0
-        self._call = call
+        self._session = session
+        self._url = url
+        self._body = body
         self._failure = failure
         self._response: aiohttp.ClientResponse
 
     async def __aenter__(self) -> Self:
         try:
-            self._response = await self._call
+            # A connection of its own, as in Ollama: llama.cpp hangs up after a stream without having
+            # said so, and a new connection acknowledges small packets at once. It costs 0.1 ms.
+            self._response = await self._session.post(
+                self._url, data=self._body, headers={"Connection": "close"}
+            )
         except aiohttp.ClientError as error:
             raise await self._failure(error) from error
         self.status = self._response.status
