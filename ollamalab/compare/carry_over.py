@@ -6,7 +6,7 @@ the second after its own. Two contrasts of these, one value per block, tell both
 - *own*: after its own arm / after the other. Something stays warm (or worn) for the next visit of
   the same arm. Drift between neighbouring visits shows here too.
 - *previous*: after the arm / after the baseline, whichever arm is visited. One arm leaves something behind
-  that speeds up or slows down whoever comes next; this biases a comparison, by a quarter of it.
+  that speeds up or slows down whoever comes next; this biases the mean pair by a quarter of it.
 """
 
 from __future__ import annotations

@@ -44,9 +44,11 @@ def settle(comparison: Comparison, *, low: float, high: float, at_least: bool = 
     ceiling = float("inf") if at_least and claimed == "higher" else high
     is_shown = claimed is None or comparison.verdict.direction == claimed
     if comparison.low > ceiling or comparison.high < floor:
-        word, relation = ClaimWord.REFUTED, "lies wholly outside"
+        word = ClaimWord.REFUTED
+        relation = "has the claimed direction but " if claimed is not None and is_shown else ""
+        relation += "lies wholly outside"
     elif is_shown and floor <= comparison.low and comparison.high <= ceiling:
-        word, relation = ClaimWord.CONFIRMED, "lies inside" if not at_least else "lies inside or beyond"
+        word, relation = ClaimWord.CONFIRMED, "lies inside or beyond" if at_least else "lies inside"
     elif claimed is not None and is_shown:
         word, relation = ClaimWord.DIRECTION_ONLY, "has the claimed direction but overlaps the edge of"
     else:

@@ -69,5 +69,5 @@ def correction_note(comparisons: Sequence[Comparison]) -> str:
     )
     return (
         f"{tests} primary contrasts tested together (Benjamini–Hochberg), {named} differences named; "
-        f"at most {LEVEL:.0%} of those named are expected to be false"
+        f"at most {100 * LEVEL:g} % of those named are expected to be false"
     )
