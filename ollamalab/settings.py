@@ -31,7 +31,7 @@ class ServerSettings:
     context_length: int = 0  #: tokens per slot; 0 = Ollama's own choice, 4096 without a GPU
     flash_attention: bool | None = None  #: None = where the hardware supports it
     kv_cache_type: str = ""  #: "" is f16; q8_0, q4_0 ... apply to keys and values
-    num_threads: int | None = None  #: of our embedded server only; None = engine's choice
+    num_threads: int | None = None  #: per engine, not an ``OLLAMA_*``; None = engine's choice
 
     def __post_init__(self) -> None:
         for name in ("num_parallel", "max_loaded_models", "max_queue", "context_length"):

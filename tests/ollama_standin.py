@@ -95,7 +95,7 @@ def main() -> None:
         threading.Event().wait()
     port = int(os.environ["OLLAMA_HOST"].rpartition(":")[2])
     answers: dict[str, Any] = {
-        "/api/version": {"version": "0.0.0-standin"},
+        "/api/version": {"version": os.environ.get("STANDIN_VERSION", "0.0.0-standin")},
         "/api/tags": {"models": MODELS},
         "/environment": dict(os.environ),
     }

@@ -305,8 +305,15 @@ async def test_without_ollama_on_the_path_the_next_step_is_named(monkeypatch: py
 
 
 @pytest.mark.usefixtures("standin")
-async def test_a_setting_that_ollama_does_not_have_is_refused() -> None:
-    with pytest.raises(TargetError, match="num_threads=2"):
+async def test_the_number_of_threads_reaches_ollamas_engines() -> None:
+    async with open_target("ollama", ServerSettings(num_threads=2)) as target:
+        assert get_json(f"{target.url}/environment", timeout_s=5)["LLAMA_ARG_THREADS"] == "2"
+
+
+@pytest.mark.usefixtures("standin")
+async def test_a_setting_that_an_old_ollama_would_ignore_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_VERSION", "0.24.0")
+    with pytest.raises(TargetError, match=r"num_threads=2 needs Ollama 0\.30 or newer, not 0\.24\.0"):
         async with open_target("ollama", ServerSettings(num_threads=2)):
             pass
 

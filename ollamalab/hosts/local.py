@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
-import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +16,6 @@ from ollamalab.hosts.process import Launch, ServerProcess
 from ollamalab.hosts.slots import Slots, embedded_slots, llama_server_slots
 from ollamalab.hosts.target import Target, require_models, version_of
 from ollamalab.settings import ServerSettings
-
-#: Finding the engines of ``ollama serve`` reads all of ``/proc``, so not for each question.
-_RELIST_S = 1.0
 
 
 class LocalTarget(Target):
@@ -125,14 +122,12 @@ class OllamaTarget(LocalTarget):
 
     kind = "ollama"
     model_advice = "`ollama pull {model}` gets it; OLLAMA_MODELS names the folder if another user has it"
-    _engines: Mapping[str, str] = {}
-    _relist_at_s = float("-inf")
 
     def launch(self) -> Launch:
         """Return how ``ollama serve`` is started.
 
         Raises:
-            TargetError: There is no ``ollama`` on PATH, or a setting that it does not have is asked for.
+            TargetError: There is no ``ollama`` on PATH.
         """
         program = shutil.which("ollama", path=self._environment.get("PATH"))
         if program is None:
@@ -140,17 +135,15 @@ class OllamaTarget(LocalTarget):
                 "there is no `ollama` on PATH; install it from https://ollama.com/download, "
                 "or use target embedded"
             )
-        if self.settings.num_threads is not None:
-            raise TargetError(
-                f"`ollama serve` has no setting for num_threads={self.settings.num_threads}; "
-                "send the option num_thread with each request instead"
-            )
+        threads = self.settings.num_threads
         return Launch(
             name="ollama serve",
             command=(program, "serve"),
             environment={
                 **self._environment,
                 **self.settings.environment(),
+                # Ollama has no variable for it, but hands its environment on to llama.cpp's server.
+                **({} if threads is None else {"LLAMA_ARG_THREADS": str(threads)}),
                 "OLLAMA_HOST": "127.0.0.1:0",
                 # The folder of models may be shared with a server that is pulling: never tidy it up.
                 "OLLAMA_NOPRUNE": "1",
@@ -159,6 +152,19 @@ class OllamaTarget(LocalTarget):
             },
             advice="try `ollama serve` by hand",
         )
+
+    async def start(self) -> None:
+        """Start the server and check that it has the models.
+
+        Raises:
+            TargetError: It does not come up, lacks a model, or is too old for a setting.
+        """
+        await super().start()
+        if self.settings.num_threads is not None and not _has_llama_server(self.version):
+            raise TargetError(
+                f"num_threads={self.settings.num_threads} needs Ollama 0.30 or newer, not {self.version}; "
+                "send the option num_thread with each request instead"
+            )
 
     def slots(self) -> Slots:
         """Return the slots of each engine, by its pid.
@@ -169,16 +175,20 @@ class OllamaTarget(LocalTarget):
         Raises:
             SamplerUnavailable: The processes may not be looked at.
         """
-        if time.perf_counter() >= self._relist_at_s:
-            self._engines = _llama_servers(self.pids())
-            self._relist_at_s = time.perf_counter() + _RELIST_S
         answers = {}
-        for pid, url in self._engines.items():
+        for pid, url in _llama_servers(self.pids()).items():
             try:
                 answers[pid] = llama_server_slots(url)
             except UpstreamError:
                 continue  # it is loading its model, or has just been unloaded
         return answers
+
+
+def _has_llama_server(version: str) -> bool:
+    """Whether an Ollama of this version runs its models in ``llama-server``: since v0.30."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    # 0.0.0 is a build from source, most likely a new one.
+    return numbers is None or (int(numbers[1]), int(numbers[2])) not in {(0, minor) for minor in range(1, 30)}
 
 
 def _llama_servers(pids: Sequence[int]) -> dict[str, str]:
