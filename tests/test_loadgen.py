@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from ollamalab.arrivals import ArrivalPattern, Arrivals
+from ollamalab.client import Capture
 from ollamalab.connection import OllamaConnection
 from ollamalab.errors import SettingsError
-from ollamalab.loadgen import Capture, Lag, LoadGenerator, LoadResult, LoadSettings
+from ollamalab.loadgen import Lag, LoadGenerator, LoadResult, LoadSettings
 from ollamalab.loadgen.health import lag_of, reasons_unfit
 from ollamalab.metrics import lindley_response_s
 from ollamalab.protocol.lines import encode_line

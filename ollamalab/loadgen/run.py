@@ -7,9 +7,9 @@ import itertools
 import time
 from collections.abc import Callable
 
+from ollamalab.client.capture import Capture
 from ollamalab.connection import HttpReply
 from ollamalab.errors import UpstreamError, UpstreamTimeout
-from ollamalab.loadgen.capture import Capture
 from ollamalab.loadgen.settings import LoadSettings
 from ollamalab.protocol.upstream import Request, Upstream
 from ollamalab.records import RequestRecord

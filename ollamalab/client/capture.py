@@ -1,8 +1,8 @@
-"""One request as it was seen on the wire, and the record made of it afterwards.
+"""One request as it was seen on the wire, and what is read from it afterwards.
 
 While a reply arrives, only raw reads and their moments are kept: a line is stamped by the read that
-completes it, and nothing is parsed that could delay the stamp of another stream. The record is made
-when the request has ended.
+completes it, and nothing is parsed that could delay the stamp of another stream. The load generator
+and the staged client both read a reply this way, when it has ended.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Capture:
     """What was seen of one request; moments are ``time.perf_counter``.
 
     Attributes:
-        index: Position in the plan, from 0.
         request: As sent.
         intended_s: When the plan wanted it sent; in a closed loop, when a client was free.
+        index: Position in the plan, from 0.
         is_warmup: Whether it is left out of every figure.
-        sent_s: When it was handed to the Upstream.
-        connected_s: When a new connection stood, where the Upstream tells.
-        sent_end_s: When its last byte was out, where the Upstream tells.
+        sent_s: When it was handed to the connection.
+        connected_s: When a new connection stood; None on a reused one, or where nobody tells.
+        sent_end_s: When its last byte was out; None where nobody tells.
         status: HTTP status; None if no reply began.
         headers_s: When status and headers were there.
         reads: Every read of the body with its moment, in order.
@@ -42,9 +42,9 @@ class Capture:
         is_cancelled: Whether we gave up on purpose.
     """
 
-    index: int
     request: Request
     intended_s: float
+    index: int = 0
     is_warmup: bool = False
     sent_s: float | None = None
     connected_s: float | None = None
@@ -56,20 +56,30 @@ class Capture:
     failure: UpstreamError | None = None
     is_cancelled: bool = False
 
-    def record(self, target: str) -> RequestRecord:
-        """Return what happened, read from the raw bytes.
+    @property
+    def body(self) -> bytes:
+        """The reply's body as far as it came."""
+        return b"".join(chunk for _, chunk in self.reads)
+
+    def read(self) -> Reading:
+        """Return what the reply's lines say; nothing is read from an error's body."""
+        reading = Reading()
+        if self.status is not None and self.status < _FIRST_BAD_STATUS:
+            for position, at_s, line in self._lines():
+                reading.take(position, at_s, line)
+        return reading
+
+    def record(self, target: str, reading: Reading | None = None) -> RequestRecord:
+        """Return what happened.
 
         Args:
             target: URL of the server, for the record.
+            reading: What ``read`` gave, if that was called already.
         """
+        said = reading or self.read()
         asked = _json_object(self.request.body) or {}
-        reply = _Reply()
-        if self.status is not None and self.status < _FIRST_BAD_STATUS:
-            for position, at_s, line in self._lines():
-                reply.read(position, at_s, line)
-        outcome, error = self._judge(reply)
-        final = reply.final or {}
-        ended_s = reply.final_s if outcome in (Outcome.OK, Outcome.EMPTY) else self.end_s
+        final = said.final or {}
+        outcome, error = self._judge(said)
         return RequestRecord(
             index=self.index,
             target=target,
@@ -82,11 +92,11 @@ class Capture:
             connected_s=self.connected_s,
             sent_end_s=self.sent_end_s,
             headers_s=self.headers_s,
-            first_token_s=reply.token_times_s[0] if reply.token_times_s else None,
-            last_token_s=reply.token_times_s[-1] if reply.token_times_s else None,
-            end_s=ended_s,
-            token_times_s=tuple(reply.token_times_s),
-            shared_reads=reply.shared_reads,
+            first_token_s=said.token_times_s[0] if said.token_times_s else None,
+            last_token_s=said.token_times_s[-1] if said.token_times_s else None,
+            end_s=said.final_s if outcome in (Outcome.OK, Outcome.EMPTY) else self.end_s,
+            token_times_s=tuple(said.token_times_s),
+            shared_reads=said.shared_reads,
             output_tokens=final.get("eval_count"),
             prompt_tokens=final.get("prompt_eval_count"),
             requested_tokens=_requested_tokens(asked),
@@ -108,15 +118,14 @@ class Capture:
         if splitter.rest().strip():  # a single object has no newline at its end
             yield len(self.reads) - 1, self.reads[-1][0], splitter.rest()
 
-    def _judge(self, reply: _Reply) -> tuple[Outcome, str | None]:
+    def _judge(self, said: Reading) -> tuple[Outcome, str | None]:
         """Return the outcome and the error in one line."""
         if self.status is not None and self.status >= _FIRST_BAD_STATUS:
-            text = error_text(b"".join(chunk for _, chunk in self.reads))
-            return Outcome.HTTP_ERROR, f"HTTP {self.status}: {text}"
-        if reply.error is not None:
-            return Outcome.ERROR_LINE, reply.error
-        if reply.final is not None:
-            return (Outcome.OK if reply.token_times_s else Outcome.EMPTY), None
+            return Outcome.HTTP_ERROR, f"HTTP {self.status}: {error_text(self.body)}"
+        if said.error is not None:
+            return Outcome.ERROR_LINE, said.error
+        if said.final is not None:
+            return (Outcome.OK if said.token_times_s else Outcome.EMPTY), None
         if self.is_cancelled:
             return Outcome.CANCELLED, "given up: the run was stopped"
         if isinstance(self.failure, UpstreamUnavailable):
@@ -127,27 +136,41 @@ class Capture:
 
 
 @dataclass(slots=True)
-class _Reply:
-    """What the lines of one reply said so far."""
+class Reading:
+    """What the lines of one reply say.
 
+    Attributes:
+        texts: Content and thinking of each line that had any, in order.
+        token_times_s: Arrival of each of those.
+        shared_reads: How many of those came in the same read as an earlier one.
+        line_times_s: Arrival of every line, the final one included.
+        final: The line with ``done: true``; None if none came.
+        final_s: Its arrival.
+        error: Text of an error line, or of a line that is no JSON object; None without one.
+    """
+
+    texts: list[str] = field(default_factory=list)
     token_times_s: list[float] = field(default_factory=list)
     shared_reads: int = 0
+    line_times_s: list[float] = field(default_factory=list)
     final: dict[str, Any] | None = None
     final_s: float | None = None
     error: str | None = None
     _last_position: int = -1
 
-    def read(self, position: int, at_s: float, line: bytes) -> None:
+    def take(self, position: int, at_s: float, line: bytes) -> None:
         """Take in one line, completed by read number ``position``."""
+        self.line_times_s.append(at_s)
         said = _json_object(line)
         if said is None:
-            shown = line[:_MAX_ERROR_CHARACTERS].decode(errors="replace")
+            shown = _one_line(line.decode(errors="replace"))
             self.error = self.error or f"a line is not a JSON object: {shown!r}"
             return
         if "error" in said:
             self.error = self.error or _one_line(str(said["error"]))
             return
-        if content_of(said):
+        if text := content_of(said):
+            self.texts.append(text)
             self.token_times_s.append(at_s)
             self.shared_reads += position == self._last_position
             self._last_position = position
@@ -160,11 +183,11 @@ def error_text(body: bytes) -> str:
     error = (_json_object(body) or {}).get("error")
     if isinstance(error, dict):
         error = error.get("message")
-    return _one_line(str(error) if error else body.decode(errors="replace") or "no text")
+    return _one_line(str(error) if error else body.decode(errors="replace")) or "no text"
 
 
 def _one_line(text: str) -> str:
-    joined = " ".join(text.split())
+    joined = " ".join(text[: 10 * _MAX_ERROR_CHARACTERS].split())
     return joined if len(joined) <= _MAX_ERROR_CHARACTERS else f"{joined[:_MAX_ERROR_CHARACTERS]}…"
 
 
