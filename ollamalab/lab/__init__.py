@@ -1,0 +1,114 @@
+"""What a notebook's first cells import: open a target, run arms, show tables.
+
+- ``experiment``: the ``Lab`` of a notebook, with its report
+- ``subject``: a server and a model under test
+- ``trials``: visits in blocks, and their contrasts
+- ``cold``, ``watching``, ``calibration``: what single notebooks measure
+- ``frames``, ``tables``, ``overview``, ``sentences``: what is shown
+"""
+
+from ollamalab.lab.calibration import InstrumentCheck, check_instrument
+from ollamalab.lab.cold import (
+    FRESH,
+    FROM_DISK,
+    PRELOADED,
+    UNLOADED,
+    ColdStart,
+    as_starts,
+    compare_relaunched,
+    stage_table,
+    starts_from_disk,
+)
+from ollamalab.lab.experiment import Lab
+from ollamalab.lab.frames import (
+    concurrency,
+    most_at_once,
+    most_busy,
+    one_visit,
+    series,
+    sweep_points,
+    timeline,
+    values,
+)
+from ollamalab.lab.models import have_models, model_file
+from ollamalab.lab.overview import (
+    findings_table,
+    machine_table,
+    manifest_table,
+    shown_run,
+    stages_table,
+    throughput_row,
+    throughput_sentence,
+)
+from ollamalab.lab.sentences import (
+    decoding_title,
+    knee_title,
+    listed,
+    plural,
+    preload_sentence,
+    preload_title,
+    ratio_text,
+    slots_sentence,
+    stages_title,
+    tuning_sentence,
+)
+from ollamalab.lab.subject import PromptShape, Subject
+from ollamalab.lab.tables import comparison_table, gap_table, latency_table, staged_table
+from ollamalab.lab.trials import Trials, best_arm, mean_of
+from ollamalab.lab.watching import Residency, default_keep_alive_s, watch_pings
+from ollamalab.report import root
+
+__all__ = [
+    "FRESH",
+    "FROM_DISK",
+    "PRELOADED",
+    "UNLOADED",
+    "ColdStart",
+    "InstrumentCheck",
+    "Lab",
+    "PromptShape",
+    "Residency",
+    "Subject",
+    "Trials",
+    "as_starts",
+    "best_arm",
+    "check_instrument",
+    "compare_relaunched",
+    "comparison_table",
+    "concurrency",
+    "decoding_title",
+    "default_keep_alive_s",
+    "findings_table",
+    "gap_table",
+    "have_models",
+    "knee_title",
+    "latency_table",
+    "listed",
+    "machine_table",
+    "manifest_table",
+    "mean_of",
+    "model_file",
+    "most_at_once",
+    "most_busy",
+    "one_visit",
+    "plural",
+    "preload_sentence",
+    "preload_title",
+    "ratio_text",
+    "root",
+    "series",
+    "shown_run",
+    "slots_sentence",
+    "stage_table",
+    "staged_table",
+    "stages_table",
+    "stages_title",
+    "starts_from_disk",
+    "sweep_points",
+    "throughput_row",
+    "throughput_sentence",
+    "timeline",
+    "tuning_sentence",
+    "values",
+    "watch_pings",
+]

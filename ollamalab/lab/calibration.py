@@ -1,0 +1,134 @@
+"""The measuring client against a server whose truth is known: its own error, beside every result."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ollamalab.connection import OllamaConnection
+from ollamalab.lifeline import tethered
+from ollamalab.loadgen import InstrumentHealth, LoadGenerator, LoadSettings
+from ollamalab.metrics import measured, percentile
+from ollamalab.protocol.upstream import Request
+from ollamalab.report import Column, Table
+from ollamalab.workload import chat_body, inference_request, text_prompt
+
+_MODEL = "scripted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstrumentCheck:
+    """How far the client's arrival times were from the server's own write stamps.
+
+    Attributes:
+        streams: At once.
+        requests: Measured.
+        late_p50_s: First token: stamp of the client - stamp of the server, median.
+        late_p99_s: The same, 99th percentile; the largest value or near it for few requests.
+        tpot_off_ratio: |TPOT reported / TPOT written - 1|, mean over requests.
+        health: How the client fared.
+    """
+
+    streams: int
+    requests: int
+    late_p50_s: float
+    late_p99_s: float
+    tpot_off_ratio: float
+    health: InstrumentHealth
+
+    def table(self) -> Table:
+        """Return it as one row."""
+        return Table.of(
+            "instrument",
+            "The client against a server that writes down its own truth",
+            [
+                Column(name="Streams"),
+                Column(name="n"),
+                Column(name="First token late, p50", unit="ms", format=".2f"),
+                Column(name="worst 1 %", unit="ms", format=".2f"),
+                Column(name="TPOT off", format=".2%"),
+                Column(name="Client CPU", format=".0%"),
+                Column(name="Fit"),
+            ],
+            [
+                (
+                    self.streams,
+                    self.requests,
+                    self.late_p50_s * 1e3,
+                    self.late_p99_s * 1e3,
+                    self.tpot_off_ratio,
+                    self.health.cpu_ratio,
+                    self.health.fit,
+                )
+            ],
+            caption="Scripted server: first token after 100 ms, then one each 10 ms. Lateness is the client stamp "
+            "minus the server stamp, on one clock.",
+        )
+
+    def sentence(self) -> str:
+        """Return the finding."""
+        return (
+            f"The client itself adds {self.late_p50_s * 1e3:.1f} ms to a time to first token (median, "
+            f"{self.streams} streams) and is off by {self.tpot_off_ratio:.1%} in the time per token."
+        )
+
+
+async def check_instrument(*, streams: int, requests: int) -> InstrumentCheck:
+    """Measure a scripted server and compare with what it wrote down.
+
+    Args:
+        streams: At once.
+        requests: Measured, after one warm-up request per stream.
+    """
+    settings = LoadSettings(clients=streams, requests=requests, warmup=streams, ramp_s=0.4)
+    async with _scripted() as url, OllamaConnection(url) as connection:
+        result = await LoadGenerator(connection, target=url).run(settings, _request)
+        log = await _log(connection)
+    late, off = [], []
+    for record in measured(result.records):
+        written_s = log[record.index]["written_s"]
+        first_s, last_s = record.token_times_s[0], record.token_times_s[-1]
+        late.append(first_s - written_s[0])
+        off.append(abs((last_s - first_s) / (written_s[-1] - written_s[0]) - 1))
+    return InstrumentCheck(
+        streams=streams,
+        requests=len(late),
+        late_p50_s=percentile(late, 0.5),
+        late_p99_s=percentile(late, 0.99),
+        tpot_off_ratio=sum(off) / len(off),
+        health=result.health,
+    )
+
+
+def _request(number: int) -> Request:
+    """Return a request that begins with its number: the key to the server's log."""
+    prompt = text_prompt(f"{number:06d} Tell me about the sea.", num_predict=32)
+    return inference_request("/api/chat", chat_body(prompt, _MODEL))
+
+
+async def _log(connection: OllamaConnection) -> dict[int, dict[str, Any]]:
+    """Return what the server wrote down, by number of the request."""
+    async with await connection.send(Request(method="GET", path="/script/log")) as reply:
+        body = b"".join([chunk async for chunk in reply.chunks()])
+    return {int(served["prompt"][:6]): served for served in msgspec.json.decode(body)["requests"]}
+
+
+@asynccontextmanager
+async def _scripted() -> AsyncIterator[str]:
+    """Give the URL of a scripted server in a process of its own."""
+    command = tethered([sys.executable, "-m", "ollamalab.scripted"])
+    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield (await process.stdout.readline()).decode().strip()
+    finally:
+        process.stdin.close()
+        await process.wait()

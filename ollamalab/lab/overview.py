@@ -1,0 +1,150 @@
+"""The tables of host and run: machine, throughput row, findings, manifest, cold-start stages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from ollamalab.gpu import describe_gpus
+from ollamalab.host import describe
+from ollamalab.lab.subject import Subject
+from ollamalab.loadgen import LoadResult
+from ollamalab.metrics import completed_rps, e2e_final_line_s, output_tokens_per_s, summarise_requests
+from ollamalab.report import Column, Run, Table, find_run, load_run, root, shown_folder
+
+_GIB = 2**30
+
+
+def shown_run(name: str = "") -> Run:
+    """Return the run to show.
+
+    Args:
+        name: Name or folder of a run; "" for the batch that executes the notebook, else the latest run,
+            else the reference that comes with the repository.
+
+    Raises:
+        RunError: There is none.
+    """
+    return load_run(find_run(name, root() / "results") if name else shown_folder(os.environ))
+
+
+def machine_table() -> Table:
+    """Return the facts of this machine that can change a number."""
+    facts, gpus = describe(), describe_gpus()
+    rows = [
+        ("CPU", facts["cpu_model"]),
+        ("Cores usable", f"{facts['cpus_usable']} of {facts['cpus_logical']}"),
+        ("Memory", f"{facts['memory_bytes'] / _GIB:.1f} GiB"),
+        ("Kernel", facts["kernel"]),
+        ("Operating system", facts["os"]),
+        ("Python", facts["python"]),
+        ("Virtualisation", facts["virtualisation"]),
+        ("Load average", ", ".join(f"{load:.2f}" for load in facts["load_average"])),
+        *(
+            (f"GPU {index}", f"{gpu['name']}, {gpu['memory_bytes'] / _GIB:.0f} GiB")
+            for index, gpu in enumerate(gpus["gpus"])
+        ),
+        *([("Driver", gpus["driver"])] if gpus["driver"] else [("GPU", gpus["reason"])]),
+    ]
+    return Table.of("machine", "This machine", [Column(name="Fact"), Column(name="Value")], rows)
+
+
+def configuration_text() -> str:
+    """Return the machine in a few words: "2 × AMD EPYC, 24 GiB, no GPU"."""
+    facts, gpus = describe(), describe_gpus()["gpus"]
+    names = ", ".join(f"{gpu['name']} {gpu['memory_bytes'] / _GIB:.0f} GiB" for gpu in gpus)
+    memory = f"{facts['memory_bytes'] / _GIB:.0f} GiB"
+    return f"{facts['cpus_usable']} × {facts['cpu_model']}, {memory}, {names or 'no GPU'}"
+
+
+def throughput_row(subject: Subject, single: LoadResult, several: LoadResult) -> Table:
+    """Return this host's row of the throughput table of source S4.
+
+    Args:
+        subject: What was measured.
+        single: One client: its P50.
+        several: Several clients: what they get together.
+    """
+    clients = several.settings.clients
+    latency = summarise_requests(single.records, e2e_final_line_s)
+    return Table.of(
+        "throughput",
+        "This host's row",
+        [
+            Column(name="Configuration"),
+            Column(name="Model"),
+            Column(name="P50, 1 client", unit="ms", format=".0f"),
+            Column(name=f"QPS, {clients} clients", format=".2f"),
+            Column(name=f"tokens/s, {clients} clients", format=".1f"),
+            Column(name="tokens/s, 1 client", format=".1f"),
+        ],
+        [
+            (
+                configuration_text(),
+                subject.name,
+                None if latency.p50 is None else latency.p50 * 1e3,
+                completed_rps(several.records),
+                output_tokens_per_s(several.records),
+                output_tokens_per_s(single.records),
+            )
+        ],
+        caption=f"P50: E2E to the final line, n = {latency.n}. QPS and tokens/s: completed requests and "
+        f"their tokens per second of the run, closed loop of {clients} clients, n = {several.planned}.",
+    )
+
+
+def throughput_sentence(subject: Subject, single: LoadResult, several: LoadResult) -> str:
+    """Return this host's row as a sentence."""
+    one, all_of_them = output_tokens_per_s(single.records), output_tokens_per_s(several.records)
+    return (
+        f"{subject.name}: {_known(one)} tokens/s for one client, {_known(all_of_them)} for "
+        f"{several.settings.clients} together."
+    )
+
+
+def stages_table(stages: pd.DataFrame) -> Table:
+    """Return the stages of cold starts as a table of seconds, with their sum."""
+    columns = [Column(name="Scenario"), *(Column(name=str(name), unit="s", format=".3f") for name in stages)]
+    rows = [(scenario, *row, row.sum()) for scenario, row in stages.iterrows()]
+    return Table.of(
+        "stages",
+        "Stages of a cold start",
+        [*columns, Column(name="sum", unit="s", format=".3f")],
+        rows,
+        caption="Medians. Load, prefill and decode as the server reports them; other: slot wait, templating, "
+        "network and client.",
+    )
+
+
+def findings_table(run: Run) -> Table:
+    """Return every finding of a run by experiment."""
+    rows = [
+        (name, finding)
+        for name, experiment in run.experiments.items()
+        for finding in experiment.file.findings
+    ]
+    return Table.of("findings", "Findings", [Column(name="Experiment"), Column(name="Finding")], rows)
+
+
+def manifest_table(run: Run) -> Table:
+    """Return what a run was made on and with."""
+    manifest = run.manifest
+    machine: Mapping[str, Any] = manifest.machine
+    dirty = " with uncommitted changes" if manifest.dirty else ""
+    rows = [
+        ("Run", manifest.run),
+        ("Started", manifest.started_utc),
+        ("Profile", manifest.profile),
+        ("Commit", f"{manifest.commit}{dirty}" if manifest.commit else None),
+        ("CPU", machine.get("cpu_model")),
+        ("Kernel", machine.get("kernel")),
+        ("Packages", ", ".join(f"{name} {version}" for name, version in manifest.packages.items())),
+    ]
+    return Table.of("manifest", "Made on and with", [Column(name="Fact"), Column(name="Value")], rows)
+
+
+def _known(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.0f}"

@@ -1,0 +1,87 @@
+"""Running a comparison: who is visited when, and what its records say.
+
+A *visitor* carries out one visit of an arm: one request, or one short load. ``run_visits`` calls the
+visitors in the order of the design and labels what comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from ollamalab.compare import Comparison, Metric, Visit, compare_arms, visit_values
+from ollamalab.metrics import completed
+from ollamalab.records import RequestRecord
+
+Visitor = Callable[[Visit], Awaitable[Iterable[RequestRecord]]]
+
+#: One value of a visit's records; None where they have none.
+Statistic = Callable[[Sequence[RequestRecord]], float | None]
+
+
+def mean_of(metric: Callable[[RequestRecord], float | None]) -> Statistic:
+    """Return the statistic "mean over the completed requests" of a metric of one request."""
+
+    def mean(records: Sequence[RequestRecord]) -> float | None:
+        values = [value for value in map(metric, completed(records)) if value is not None]
+        return fmean(values) if values else None
+
+    return mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials:
+    """What a comparison measured.
+
+    Attributes:
+        arms: Names; the first is the baseline.
+        records: Of every visit, labelled with arm, block and visit.
+    """
+
+    arms: tuple[str, ...]
+    records: tuple[RequestRecord, ...]
+
+    def of(self, arm: str) -> list[RequestRecord]:
+        """Return the records of one arm, in order."""
+        return [record for record in self.records if record.arm == arm]
+
+    def contrast(
+        self, metric: Metric, statistic: Statistic, *, arm: str, is_primary: bool = False
+    ) -> Comparison:
+        """Return one arm against the baseline.
+
+        Args:
+            metric: What is compared.
+            statistic: Its value in one visit.
+            arm: Name of the arm.
+            is_primary: Whether it was declared beforehand to settle a question; only then it gets a
+                verdict.
+        """
+        values = visit_values(self.records, statistic)
+        return compare_arms(values, metric, arm=arm, baseline=self.arms[0], is_primary=is_primary)
+
+
+def best_arm(trials: Trials, statistic: Statistic) -> str:
+    """Return the arm whose visits have the lowest mean of a statistic, such as a response time."""
+    values = visit_values(trials.records, statistic)
+    means = {
+        arm: fmean(known)
+        for arm in trials.arms
+        if (known := [value for visit, value in values.items() if visit.arm == arm and value is not None])
+    }
+    return min(means, key=means.__getitem__)
+
+
+async def run_visits(visitors: Mapping[str, Visitor], visits: Iterable[Visit]) -> Trials:
+    """Carry out a design and return what was measured.
+
+    Args:
+        visitors: Arm to what its visit does; the first is the baseline.
+        visits: In order, from ``compare.design``.
+    """
+    records: list[RequestRecord] = []
+    for visit in visits:
+        seen = await visitors[visit.arm](visit)
+        records += [replace(record, arm=visit.arm, block=visit.block, visit=visit.index) for record in seen]
+    return Trials(arms=tuple(visitors), records=tuple(records))
