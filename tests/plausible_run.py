@@ -101,13 +101,8 @@ def make_run(folder: Path) -> Path:
     """Write a run of five experiments: three saved whole, one failed, and the report."""
     folder.mkdir(parents=True)
     rng = random.Random(7)
-    server = {
-        "kind": "embedded",
-        "version": "0.33.0",
-        "models": [
-            {"name": "smollm2:135m", "quantisation": "Q4_1", "digest": "b179c9523d0e6a0f98a330c7562b"}
-        ],
-    }
+    model = {"name": "smollm2:135m", "quantisation": "Q4_1", "digest": "b179c9523d0e6a0f98a330c7562b"}
+    server = {"embedded": {"kind": "embedded", "version": "0.33.0", "models": [model]}}
     parameters = {name: {"target": "embedded", "seed": 7} for name in EXPERIMENTS}
     manifest = new_manifest(
         folder.name,

@@ -83,7 +83,7 @@ class ExperimentFile:
         started_utc: When its notebook began, RFC 3339.
         saved_utc: When it was saved.
         parameters: As they were used.
-        server: Kind, version and models with digest of the measured servers.
+        server: Name to kind, version, settings and models (with digest) of each measured server.
         load_average: 1, 5 and 15 minutes when it began; None where the system has none.
         arms: Of its comparison, in order, those that could not run included.
         tables: In the order of the notebook.

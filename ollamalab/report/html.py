@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -67,6 +68,7 @@ def render(run: Run) -> str:
         run=run,
         manifest=run.manifest,
         facts=facts(run.manifest),
+        models=_models(run.manifest),
         took=_duration(_elapsed_s(run.manifest)),
         claims=[_claim(entry, reach) for entry in settled],
         unmeasured=[claim for name, claim in CLAIMS.items() if name not in known],
@@ -79,26 +81,30 @@ def render(run: Run) -> str:
 
 def facts(manifest: Manifest) -> list[tuple[str, str]]:
     """Return what a reader must know of the host and the server: label and value."""
-    machine, server = manifest.machine, manifest.server
-    models = [
-        " ".join(str(model[key]) for key in ("name", "quantisation") if model.get(key))
-        for model in server.get("models", ())
-    ]
-    gpus = [str(gpu.get("name", gpu)) for gpu in machine.get("gpus") or ()]
+    machine, servers = manifest.machine, manifest.server.values()
+    kinds = [f"{server.get('kind', '')} {server.get('version', '')}".strip() for server in servers]
+    names = [f"{model['name']} {model.get('quantisation') or ''}".strip() for model in _models(manifest)]
+    gpus = Counter(str(gpu["name"]) for gpu in machine.get("gpus") or ())
     load = manifest.load_average
     cores, memory = machine.get("cpus_usable"), machine.get("memory_bytes")
     commit = manifest.commit and manifest.commit[:10] + (" + changes" if manifest.dirty else "")
     listed = [
         ("CPU", f"{cores} × {machine.get('cpu_model')}" if cores else None),
         ("Memory", f"{memory / 2**30:.0f} GiB" if memory else None),
-        ("GPU", ", ".join(gpus) or "none"),
+        ("GPU", ", ".join(f"{count} × {name}" for name, count in gpus.items()) or "none"),
         ("System", " · ".join(str(machine[key]) for key in ("os", "kernel") if machine.get(key))),
-        ("Server", " ".join(str(server[key]) for key in ("kind", "version") if server.get(key))),
-        ("Model", ", ".join(models)),
+        ("Server", ", ".join(dict.fromkeys(kinds))),
+        ("Model", ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")),
         ("Code", f"ollamalab {manifest.packages.get('ollamalab', '')}" + (f" · {commit}" if commit else "")),
         ("Load average", " ".join(f"{value:.2f}" for value in load) if load else None),
     ]
     return [(label, value) for label, value in listed if value]
+
+
+def _models(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return the models of all measured servers, each once."""
+    listed = [model for server in manifest.server.values() for model in server.get("models", ())]
+    return list({(model["name"], model.get("digest")): model for model in listed}.values())
 
 
 def _section(run: Run, name: str, judged: list[Judged]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ollamalab import host
+from ollamalab import gpu, host
 from ollamalab.errors import RunError
 from ollamalab.records import Manifest
 from ollamalab.report.entries import SCHEMA
@@ -81,7 +81,7 @@ def new_manifest(
         commit=commit,
         dirty=dirty,
         packages={"python": platform.python_version(), **_versions(_PACKAGES)},
-        machine=host.describe(checkout),
+        machine=_machine(checkout),
         load_average=load_average(),
     )
 
@@ -129,6 +129,13 @@ def decode(path: Path, kind: type[T]) -> T:
         raise RunError(f"cannot read {path}: {error.strerror}; is it a run's folder?") from error
     except msgspec.MsgspecError as error:
         raise RunError(f"{path} is damaged: {error}; run it again, or restore the file") from error
+
+
+def _machine(checkout: Path) -> dict[str, Any]:
+    """Return the host and its GPUs; ``no_gpu`` says why there are none."""
+    gpus = gpu.describe_gpus()
+    reason = gpus.pop("reason")
+    return {**host.describe(checkout), **gpus, "no_gpu": reason}
 
 
 def _versions(names: Iterable[str]) -> dict[str, str]:

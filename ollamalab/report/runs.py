@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ollamalab.errors import RunError
 from ollamalab.records import Manifest, RequestRecord
 from ollamalab.report.entries import Contrast, ExperimentFile, Figure
-from ollamalab.report.frames import read_frame, read_records
 from ollamalab.report.manifest import decode, read_manifest
 from ollamalab.report.notebooks import Execution, execution_of, read_notebook
 from ollamalab.report.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# ``frames`` brings pandas and pyarrow, a second to import: only when rows are asked for.
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,22 @@ class Experiment:
     @cached_property
     def records(self) -> pd.DataFrame:
         """One row per request, columns as in ``RequestRecord``."""
+        from ollamalab.report.frames import read_frame
+
         return read_frame(self.folder / f"{self.name}.parquet")
 
     @cached_property
     def requests(self) -> list[RequestRecord]:
         """The same requests as records, for ``metrics`` and ``compare``."""
+        from ollamalab.report.frames import read_records
+
         return read_records(self.folder / f"{self.name}.parquet")
 
     @cached_property
     def samples(self) -> pd.DataFrame:
         """Readings of the samplers: ``at_s``, ``source``, ``name``, ``value``."""
+        from ollamalab.report.frames import read_frame
+
         return read_frame(self.folder / f"{self.name}.samples.parquet")
 
     @property

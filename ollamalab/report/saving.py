@@ -20,7 +20,6 @@ from ollamalab.report.drawings import draw
 from ollamalab.report.entries import SCHEMA, Arm, Contrast, ExperimentFile, Figure
 from ollamalab.report.files import write_together
 from ollamalab.report.folders import INTERACTIVE, MANIFEST, current_folder, root
-from ollamalab.report.frames import records_parquet, samples_parquet
 from ollamalab.report.manifest import (
     encode,
     load_average,
@@ -131,6 +130,9 @@ class Report:
         Raises:
             RunError: It cannot be written (full disk, no permission); what was there stays.
         """
+        # Brings pandas and pyarrow, a second to import.
+        from ollamalab.report.frames import records_parquet, samples_parquet
+
         content = ExperimentFile(
             schema=SCHEMA,
             experiment=self.experiment,
@@ -182,5 +184,5 @@ class Report:
             parameters={**(known.parameters if known else {}), self.experiment: self.parameters},
             checkout=root(),
         )
-        server = self.server or (known.server if known else {})
+        server = {**(known.server if known else {}), **self.server}
         write_manifest(self.folder, replace(manifest, finished_utc=utc_now(), server=server))
