@@ -119,10 +119,10 @@ class Engine:
 
     async def health(self) -> bool:
         """Whether the engine answers: not dead, not hung, not still loading."""
+        if self._session.closed:
+            return False
         try:
-            async with self._session.get(
-                f"{self.url}/health", timeout=aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
-            ) as response:
+            async with asyncio.timeout(HEALTH_TIMEOUT_S), self._session.get(f"{self.url}/health") as response:
                 return response.status == 200
         except (aiohttp.ClientError, TimeoutError):
             return False
@@ -133,12 +133,9 @@ class Engine:
         Raises:
             EngineError: The engine is gone.
         """
-        try:
-            async with self._session.get(f"{self.url}/slots") as response:
-                slots: list[dict[str, Any]] = await response.json()
-                return slots
-        except aiohttp.ClientError as error:
-            raise await self._failure(error) from error
+        async with await self._send("GET", "/slots") as response:
+            slots: list[dict[str, Any]] = json.loads(await self._read(response))
+            return slots
 
     async def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """Make a short call, such as ``/tokenize``, and return its status and body.
@@ -146,15 +143,15 @@ class Engine:
         Raises:
             EngineError: The engine is gone.
         """
-        try:
-            async with self._session.post(f"{self.url}{path}", data=json.dumps(body)) as response:
-                return response.status, await response.read()
-        except aiohttp.ClientError as error:
-            raise await self._failure(error) from error
+        async with await self._send("POST", path, body) as response:
+            return response.status, await self._read(response)
 
     def stream(self, path: str, body: Mapping[str, Any]) -> EngineStream:
         """Return a call whose answer arrives event by event; enter it with ``async with``."""
-        return EngineStream(self._session, f"{self.url}{path}", json.dumps(body), self._failure)
+        # A connection of its own, as in Ollama: llama.cpp hangs up after a stream without having said
+        # so, and a new connection acknowledges small packets at once. It costs 0.1 ms.
+        headers = {"Connection": "close"}
+        return EngineStream(lambda: self._send("POST", path, body, headers), self._failure)
 
     async def stop(self) -> None:
         """End the process, whatever it is doing, and wait until it is gone. May be called again."""
@@ -166,6 +163,28 @@ class Engine:
         self._process.stdin.close()
         await asyncio.shield(self._ended)
         await self._session.close()
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> aiohttp.ClientResponse:
+        """Send a request and return when status and headers are there."""
+        if self._session.closed:
+            raise EngineError(await self._obituary("has ended"))
+        data = None if body is None else json.dumps(body)
+        try:
+            return await self._session.request(method, f"{self.url}{path}", data=data, headers=headers)
+        except aiohttp.ClientError as error:
+            raise await self._failure(error) from error
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        try:
+            return await response.read()
+        except aiohttp.ClientError as error:
+            raise await self._failure(error) from error
 
     async def _become_ready(self, load_timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -239,28 +258,17 @@ class EngineStream:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
-        url: str,
-        body: str,
+        send: Callable[[], Awaitable[aiohttp.ClientResponse]],
         failure: Callable[[Exception], Awaitable[EngineError]],
     ) -> None:
-        """Take what to send; nothing is sent before ``async with``."""
+        """Take how to send the request, and what a broken connection means."""
         self.status = 0
-        self._session = session
-        self._url = url
-        self._body = body
+        self._send = send
         self._failure = failure
         self._response: aiohttp.ClientResponse
 
     async def __aenter__(self) -> Self:
-        try:
-            # A connection of its own, as in Ollama: llama.cpp hangs up after a stream without having
-            # said so, and a new connection acknowledges small packets at once. It costs 0.1 ms.
-            self._response = await self._session.post(
-                self._url, data=self._body, headers={"Connection": "close"}
-            )
-        except aiohttp.ClientError as error:
-            raise await self._failure(error) from error
+        self._response = await self._send()
         self.status = self._response.status
         return self
 

@@ -17,8 +17,8 @@ _BUFFER = re.compile(
     r"(?P<part>\w+):\s+(?P<device>\S+)\s+(?P<kind>model|KV|compute|output|RS) buffer size\s*=\s*"
     r"(?P<mib>[\d.]+)\s*MiB"
 )
-_ERROR = re.compile(r"^(?:[\d.]+ E |error: ?)(?P<text>.+)$", re.MULTILINE)
-_SPEAKER = re.compile(r"^(?:\w+\s+)?\S+: (?=\S)")
+# after the level comes who speaks: "llama_model_load: ", "srv    load_model: "
+_ERROR = re.compile(r"^(?:[\d.]+ E (?:\w+ +)?\S+: |error: ?)(?P<text>.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,6 @@ def _is_gpu(device: str) -> bool:
 def failure_reason(log: str) -> str:
     """Return the first error in a log, which says most; else its last line; "no reason given" if empty."""
     if error := _ERROR.search(log):
-        return _SPEAKER.sub("", error["text"].strip())
+        return error["text"].strip()
     lines = log.split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "no reason given")
