@@ -5,10 +5,11 @@ request has; put before the first token that two requests could share, it makes 
 full evaluation. Even the chat template's own default system prompt is such a beginning, so the nonce
 opens the system message, and a prompt without one gets one.
 
-*Output length*: Ollama has no option that keeps a model from ending early. Prompts drawn here ask for
-a long story at temperature 0, which keeps models writing past ``num_predict`` (SmolLM2-135M: no early
-end in any of 64 answers at 128 to 512 tokens; asked to count to 1000 it ended after 122 tokens). Records
-show what was generated beside what was asked.
+*Output length*: Ollama has no option that keeps a model from ending early. Prompts drawn here give a few
+words and ask for a very long story, at temperature 0; SmolLM2-135M then wrote on past ``num_predict`` in
+all of 144 answers of 32 to 512 tokens. Asked to count to 1000 it ended after 122 tokens, and a story
+"about" such words, or a list of 500 things, ended early now and then. Records show what was generated
+beside what was asked.
 """
 
 from __future__ import annotations
@@ -34,12 +35,11 @@ art war history party result change morning reason research girl moment air teac
 """
 WORDS = tuple(_WORD_LIST.split())
 
-#: Tokens of a drawn prompt besides its words: template, nonce and request (ChatML: 51).
-OVERHEAD_TOKENS = 51
+#: Tokens of a drawn prompt besides its words: template, nonce and task (ChatML: 60).
+OVERHEAD_TOKENS = 60
 
 _SYSTEM = "You are a helpful assistant."
-_TASK = "Write a very long story, of at least 3000 words, about"
-_TASK_END = "Do not stop early."
+_TASK = "Write a very long story, of at least 3000 words, in which they occur. Do not stop early."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +80,11 @@ def draw_prompt(rng: random.Random, *, prompt_tokens: int, num_predict: int) -> 
 
     Args:
         rng: Draws the words.
-        prompt_tokens: Length with template and nonce, as the server counts it; at least about 55.
+        prompt_tokens: Length with template and nonce, as the server counts it; at least about 64.
         num_predict: Tokens to generate.
     """
     words = " ".join(rng.choice(WORDS) for _ in range(max(4, prompt_tokens - OVERHEAD_TOKENS)))
-    return text_prompt(f"{_TASK} {words}. {_TASK_END}", num_predict=num_predict, temperature=0.0)
+    return text_prompt(f"Words: {words}.\n{_TASK}", num_predict=num_predict, temperature=0.0)
 
 
 def draw_prompts(rng: random.Random, count: int, *, prompt_tokens: int, num_predict: int) -> list[Prompt]:
@@ -213,7 +213,7 @@ def parse_prompts(lines: Sequence[str | bytes], *, source: str) -> list[Prompt]:
 def _parse_line(line: str | bytes, where: str) -> Prompt:
     try:
         read = msgspec.json.decode(line, type=_Line)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise SettingsError(f"{where}: {exc}") from exc
     if (read.prompt is None) == (read.messages is None):
         raise SettingsError(f'{where}: write either "prompt" or "messages"')
