@@ -68,8 +68,8 @@ class InstrumentCheck:
                     self.health.fit,
                 )
             ],
-            caption="Scripted server: first token after 100 ms, then one each 10 ms. Lateness is the client stamp "
-            "minus the server stamp, on one clock.",
+            caption="Scripted server: first token after 100 ms, then one each 10 ms. Late is the client's "
+            "stamp minus the server's, on one clock.",
         )
 
     def sentence(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from ollamalab.compare import Comparison
+from ollamalab.lab.watching import Residency
 
 
 def plural(count: int, noun: str) -> str:
@@ -51,6 +52,21 @@ def tuning_sentence(comparison: Comparison) -> str:
     return (
         f"The guide's settings make a warm request {ratio_text(comparison)} of what it was with the "
         f"defaults: {verdict_text(comparison)}."
+    )
+
+
+def ping_sentence(pinged: Residency, kept: Residency, default_s: float) -> str:
+    """Return what pings did for a model's stay in memory.
+
+    Args:
+        pinged: With a keep-alive far shorter than the time between pings.
+        kept: With one that never ends.
+        default_s: The server's own keep-alive.
+    """
+    return (
+        f"a plain request keeps the model {default_s:.0f} s; pinged at 72 times its keep-alive it was loaded "
+        f"{pinged.loaded_ratio:.0%} of the time and {pinged.cold_pings} of {plural(pinged.pings, 'ping')} "
+        f"found it cold; with keep_alive −1, {kept.cold_pings} of {kept.pings} did, the first"
     )
 
 
