@@ -1,0 +1,64 @@
+"""Applies Ollama's Host and Origin rules to every request, known path or not."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable
+
+import psutil
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from ollamalab.protocol.origins import PREFLIGHT_HEADERS, AccessRules
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_CORS = "cors"
+
+_FORBIDDEN = 403
+_NO_CONTENT = 204
+
+
+def access_rules(address: str, origins: tuple[str, ...] = ()) -> AccessRules:
+    """Return the rules for a server on this address of this machine.
+
+    Args:
+        address: The IP address that it listens on.
+        origins: Pages allowed beside the default ones.
+    """
+    own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+    return AccessRules(
+        origins=origins,
+        is_loopback=ipaddress.ip_address(address).is_loopback,
+        host_names=frozenset({socket.gethostname().lower()}),
+        addresses=frozenset(own),
+    )
+
+
+def guard(rules: AccessRules) -> Middleware:
+    """Return the middleware that refuses foreign pages and hosts with 403 and an empty body."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        host = request.headers.get("Host", "")
+        origin = request.headers.get("Origin")
+        cors = rules.cors_headers(origin, host)
+        if cors is None:
+            return web.Response(status=_FORBIDDEN)
+        if cors and request.method == "OPTIONS":
+            return web.Response(status=_NO_CONTENT, headers={**PREFLIGHT_HEADERS, **cors})
+        if not rules.allows_host(host):
+            return web.Response(status=_FORBIDDEN, headers=cors)
+        request[_CORS] = cors
+        return await handler(request)
+
+    return check
+
+
+async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Give a response the headers that let its page read it; take those that Ollama does not send."""
+    response.headers.update(request.get(_CORS, {}))
+    response.headers.popall("Server", None)
+    if isinstance(response, web.Response) and not response.body:
+        response.headers.popall("Content-Type", None)
