@@ -40,9 +40,25 @@ def test_a_go_duration_is_read(text: str, seconds: float) -> None:
     assert parse_duration_s(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "-1", "3600", "10 m", "m", "1d", "1h 3m", "1hm", "five", "1e3s", "-"])
-def test_what_is_not_a_go_duration_is_refused(text: str) -> None:
-    with pytest.raises(SettingsError, match="invalid duration"):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", 'time: invalid duration ""'),
+        ("m", 'time: invalid duration "m"'),
+        ("five", 'time: invalid duration "five"'),
+        ("-", 'time: invalid duration "-"'),
+        ("9999999h", 'time: invalid duration "9999999h"'),
+        ("-1", 'time: missing unit in duration "-1"'),
+        ("3600", 'time: missing unit in duration "3600"'),
+        ("1d", 'time: unknown unit "d" in duration "1d"'),
+        ("10 m", 'time: unknown unit " m" in duration "10 m"'),
+        ("1h 3m", 'time: unknown unit "h " in duration "1h 3m"'),
+        ("1hm", 'time: unknown unit "hm" in duration "1hm"'),
+        ("1e3s", 'time: unknown unit "e" in duration "1e3s"'),
+    ],
+)
+def test_what_is_not_a_go_duration_is_refused_in_go_s_words(text: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{re.escape(words)}$"):
         parse_duration_s(text)
 
 

@@ -14,14 +14,14 @@ NS_PER_S = 1_000_000_000
 FOREVER_S = (2**63 - 1) / NS_PER_S
 
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_PART = re.compile(r"(\d+\.?\d*|\.\d+)([^\d.]*)")
 
 
 def parse_duration_s(text: str) -> float:
     """Return the seconds of a Go duration such as "1h30m", "-1m", "1.5s" or "0".
 
     Raises:
-        SettingsError: Not a Go duration; a number without unit (other than "0") is refused.
+        SettingsError: Not a Go duration, in Go's words; a number without unit (other than "0") is refused.
     """
     sign = -1.0 if text.startswith("-") else 1.0
     body = text[1:] if text[:1] in ("-", "+") else text
@@ -31,10 +31,15 @@ def parse_duration_s(text: str) -> float:
     for part in _PART.finditer(body):
         if part.start() != end:
             break
-        total += float(part.group(1)) * _UNIT_S[part.group(2)]
+        number, unit = part.groups()
+        if not unit:
+            raise SettingsError(f'time: missing unit in duration "{text}"')
+        if unit not in _UNIT_S:
+            raise SettingsError(f'time: unknown unit "{unit}" in duration "{text}"')
+        total += float(number) * _UNIT_S[unit]
         end = part.end()
-    if not body or end != len(body):
-        raise SettingsError(f'time: invalid duration "{text}"; write for example "10m" or "1h30m"')
+    if not body or end != len(body) or total > FOREVER_S:
+        raise SettingsError(f'time: invalid duration "{text}"')
     return sign * total
 
 
@@ -49,15 +54,16 @@ def parse_keep_alive_s(value: object) -> float | None:
         None for "no change", 0.0 for "unload when idle", ``FOREVER_S`` for ever, else seconds.
 
     Raises:
-        SettingsError: Any other value; a string of digits without a unit is refused, as Ollama does.
+        SettingsError: Any other value, in Ollama's words; so a text of digits without a unit.
     """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise SettingsError(f"keep_alive must be a number of seconds or a duration, got {value!r}")
+        go_type = {bool: "bool", list: "[]interface {}"}.get(type(value), "map[string]interface {}")
+        raise SettingsError(f"Unsupported type: '{go_type}'")
     seconds = parse_duration_s(value) if isinstance(value, str) else float(value)
     if math.isnan(seconds):
-        raise SettingsError("keep_alive must be a number of seconds or a duration, got NaN")
+        raise SettingsError("keep_alive is not a number")
     return FOREVER_S if seconds < 0 else min(seconds, FOREVER_S)
 
 
