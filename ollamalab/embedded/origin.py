@@ -47,7 +47,7 @@ def guard(rules: AccessRules) -> Middleware:
         if cors is None:
             return web.Response(status=_FORBIDDEN)
         if cors and request.method == "OPTIONS":
-            return web.Response(status=_NO_CONTENT, headers={**PREFLIGHT_HEADERS, **cors})
+            return web.Response(status=_NO_CONTENT, headers={**cors, **PREFLIGHT_HEADERS})
         if not rules.allows_host(host):
             return web.Response(status=_FORBIDDEN, headers=cors)
         request[_CORS] = cors

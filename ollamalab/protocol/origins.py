@@ -42,6 +42,7 @@ PREFLIGHT_HEADERS: Mapping[str, str] = MappingProxyType(
         "Access-Control-Allow-Headers": _HEADERS,
         "Access-Control-Allow-Methods": "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS",
         "Access-Control-Max-Age": "43200",
+        "Vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
     }
 )
 
