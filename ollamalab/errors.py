@@ -15,6 +15,7 @@
     └── UpstreamError          a server was asked and no good answer came
         ├── UpstreamUnavailable    refused, unreachable, name not found
         ├── UpstreamTimeout        no answer in time
+        ├── UpstreamRejected       answered with a status of 300 or more
         └── BadReply               an answer that is not Ollama's protocol
 
 A message says what, where, the value, and the next step. An experiment's failed request is a
@@ -96,6 +97,18 @@ class UpstreamTimeout(UpstreamError):
     def __init__(self, message: str, *, url: str = "", after_s: float | None = None) -> None:
         super().__init__(message, url=url)
         self.after_s = after_s
+
+
+class UpstreamRejected(UpstreamError):
+    """The server answered, and said no.
+
+    Attributes:
+        status: HTTP status.
+    """
+
+    def __init__(self, message: str, *, url: str = "", status: int) -> None:
+        super().__init__(message, url=url)
+        self.status = status
 
 
 class BadReply(UpstreamError):

@@ -22,6 +22,7 @@ from ollamalab.errors import (
     ModelNotFound,
     SettingsError,
     UpstreamError,
+    UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -221,7 +222,7 @@ async def test_a_missing_model_names_those_there() -> None:
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
     [
-        (Fault.BUSY, UpstreamError, "answered 503 to /api/chat: server busy"),
+        (Fault.BUSY, UpstreamRejected, "answered 503 to /api/chat: server busy"),
         (Fault.RESET, BadReply, "broke off"),
         (Fault.NOT_HTTP, BadReply, "not HTTP"),
         (Fault.CUT, BadReply, "broke off"),

@@ -14,7 +14,7 @@ import msgspec
 from ollamalab.client.capture import Capture, error_text
 from ollamalab.client.stages import Moments, StageLedger, stage_ledger
 from ollamalab.client.transport import StagedTransport
-from ollamalab.errors import BadReply, ModelNotFound, UpstreamError
+from ollamalab.errors import BadReply, ModelNotFound, UpstreamRejected
 from ollamalab.metrics import stages
 from ollamalab.protocol.upstream import Request
 from ollamalab.protocol.urls import server_url
@@ -101,6 +101,7 @@ class OllamaClient:
 
         Raises:
             ModelNotFound: The server does not have the model.
+            UpstreamRejected: Another status of 300 or more.
             UpstreamError: No good answer.
         """
         said = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
@@ -149,16 +150,16 @@ class OllamaClient:
         Raises:
             ModelNotFound: The server does not have it.
         """
-        body: dict[str, Any] = {"model": model, "options": dict(options or {})}
+        body: dict[str, Any] = {"model": model, "messages": [], "options": dict(options or {})}
         if keep_alive is not None:
             body["keep_alive"] = keep_alive
         start_s = time.perf_counter()
-        await self._call("POST", "/api/generate", body)
+        await self._call("POST", "/api/chat", body)
         return time.perf_counter() - start_s
 
     async def unload(self, model: str) -> None:
         """Ask the server to unload a model as soon as it is idle; it answers before that is done."""
-        await self._call("POST", "/api/generate", {"model": model, "keep_alive": 0})
+        await self._call("POST", "/api/chat", {"model": model, "messages": [], "keep_alive": 0})
 
     async def _infer(self, path: str, body: Mapping[str, Any]) -> Answer:
         moments = Moments(called_s=time.perf_counter())
@@ -215,7 +216,8 @@ class OllamaClient:
     async def _refusal(self, request: Request, status: int, text: str) -> Exception:
         """Return the exception for a bad status; a model that is missing gets the list of those there."""
         if status != _NOT_FOUND or not text.startswith("model"):
-            return UpstreamError(f"{self.url} answered {status} to {request.path}: {text}", url=self.url)
+            message = f"{self.url} answered {status} to {request.path}: {text}"
+            return UpstreamRejected(message, url=self.url, status=status)
         names = [str(model["name"]) for model in await self.tags()]
         there = f"it has {', '.join(names)}" if names else "it has none"
         return ModelNotFound(f"{self.url}: {text}; {there}; `ollama pull` fetches more")
