@@ -85,7 +85,7 @@ class LocalTarget(Target):
         await self.start()
 
     def pids(self) -> tuple[int, ...]:
-        """Return the server's pid, then those of its engines; empty if it has died."""
+        """Return the pids of the server and all it started, parents first; empty if it has died."""
         return self._server.pids() if self._server is not None else ()
 
     def log_tail(self, lines: int = 20) -> str:

@@ -135,7 +135,7 @@ class ServerProcess:
         return TargetError(f"`{self._launch.name}` {what}; it last said: {last}; {self._launch.advice}")
 
     def pids(self) -> tuple[int, ...]:
-        """Return the server's pid, then those of its descendants; empty if it has died."""
+        """Return the pids of the server and all it started, parents first; empty if it has died."""
         return self._tree.pids()[1:]  # the first is the supervisor
 
     def log_tail(self, lines: int) -> str:

@@ -56,7 +56,7 @@ class Target(ABC):
 
     @abstractmethod
     def pids(self) -> tuple[int, ...]:
-        """Return the server's pid, then those of its engines; empty if it is not ours or has died."""
+        """Return the pids of the server and all it started, parents first; empty if not ours or dead."""
 
     @abstractmethod
     def slots(self) -> Slots:
