@@ -47,27 +47,34 @@ class Trials:
         return [record for record in self.records if record.arm == arm]
 
     def contrast(
-        self, metric: Metric, statistic: Statistic, *, arm: str, is_primary: bool = False
+        self,
+        metric: Metric,
+        statistic: Statistic,
+        *,
+        arm: str,
+        baseline: str | None = None,
+        is_primary: bool = False,
     ) -> Comparison:
-        """Return one arm against the baseline.
+        """Return one arm against another.
 
         Args:
             metric: What is compared.
             statistic: Its value in one visit.
             arm: Name of the arm.
+            baseline: What it is set against; None for the baseline of the design.
             is_primary: Whether it was declared beforehand to settle a question; only then it gets a
                 verdict.
         """
         values = visit_values(self.records, statistic)
-        return compare_arms(values, metric, arm=arm, baseline=self.arms[0], is_primary=is_primary)
+        return compare_arms(values, metric, arm=arm, baseline=baseline or self.arms[0], is_primary=is_primary)
 
 
-def best_arm(trials: Trials, statistic: Statistic) -> str:
+def best_arm(trials: Trials, statistic: Statistic, *, among: Sequence[str]) -> str:
     """Return the arm whose visits have the lowest mean of a statistic, such as a response time."""
     values = visit_values(trials.records, statistic)
     means = {
         arm: fmean(known)
-        for arm in trials.arms
+        for arm in among
         if (known := [value for visit, value in values.items() if visit.arm == arm and value is not None])
     }
     return min(means, key=means.__getitem__)

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-import ollamalab
 from ollamalab.errors import RunError
 
 #: Tells a notebook which folder the batch that executes it writes to.
@@ -36,7 +35,7 @@ def root(start: Path | None = None) -> Path:
         RunError: There is none.
     """
     start = (start or Path.cwd()).resolve()
-    package = Path(ollamalab.__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     for folder in (start, *start.parents, *package.parents):
         if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
             return folder
