@@ -20,6 +20,13 @@ COMPLETION_PATH = "/completion"
 
 _SCHEMA_NAME = "schema"
 
+#: Keywords of JSON Schema that hold schemas: by name, and by themselves or in a list.
+_NAMED_SCHEMAS = frozenset({"properties", "$defs", "definitions"})
+_SCHEMAS = frozenset({"items", "prefixItems", "anyOf", "oneOf", "if", "then", "else", "not"})
+
+#: Keywords with which a schema says what else an object may have.
+_OPEN = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties", "allOf"})
+
 
 def chat_body(
     messages: Sequence[Message],
@@ -27,7 +34,7 @@ def chat_body(
     *,
     num_ctx: int,
     tools: Sequence[dict[str, Any]] = (),
-    format: object = None,
+    schema: Mapping[str, Any] | None = None,
     think: bool | str | None = None,
     logprobs: bool = False,
     top_logprobs: int = 0,
@@ -39,13 +46,10 @@ def chat_body(
         options: Of the request.
         num_ctx: Tokens of context of each slot; bounds an open-ended answer.
         tools: Function descriptions, passed on as they came.
-        format: None, "", "json" or a JSON schema.
+        schema: What the answer has to be, see ``schema_of``; None = any text.
         think: None leaves the template's default.
         logprobs: Whether log probabilities are wanted.
         top_logprobs: Alternatives per token.
-
-    Raises:
-        SettingsError: ``format`` is none of these; Ollama's words.
     """
     body: dict[str, Any] = {
         "messages": [_message(message) for message in messages],
@@ -60,7 +64,6 @@ def chat_body(
         body["chat_template_kwargs"] = {"enable_thinking": bool(think)}
         if isinstance(think, str):
             body["chat_template_kwargs"]["reasoning_effort"] = think
-    schema = schema_of(format)
     if schema == {}:
         body["response_format"] = {"type": "json_object"}
     elif schema is not None:
@@ -76,7 +79,7 @@ def completion_body(
     options: Options,
     *,
     num_ctx: int,
-    format: object = None,
+    schema: Mapping[str, Any] | None = None,
     logprobs: bool = False,
     top_logprobs: int = 0,
 ) -> dict[str, Any]:
@@ -87,19 +90,15 @@ def completion_body(
         options: Of the request. ``num_predict`` 0 is left to the engine, which then goes on to the
             end, as in Ollama.
         num_ctx: As for ``chat_body``.
-        format: As for ``chat_body``.
+        schema: As for ``chat_body``.
         logprobs: As for ``chat_body``.
         top_logprobs: As for ``chat_body``.
-
-    Raises:
-        SettingsError: ``format`` cannot be used; Ollama's words.
     """
     body: dict[str, Any] = {"prompt": prompt, **_sampling(options, num_ctx)}
     if options.num_predict == 0:
         del body["n_predict"]
     if logprobs:
         body["n_probs"] = max(top_logprobs, 1)
-    schema = schema_of(format)
     if schema is not None:
         body["json_schema"] = schema or {"type": "object"}
     return body
@@ -116,10 +115,33 @@ def schema_of(format: object) -> dict[str, Any] | None:
     if format == "json":
         return {}
     if isinstance(format, dict):
-        return format
+        return closed_schema(format)
     # Go quotes the raw JSON once more.
     raw = json.dumps(json.dumps(format, separators=(",", ":"), ensure_ascii=False), ensure_ascii=False)
     raise SettingsError(f'invalid format: {raw}; expected "json" or a valid JSON Schema object')
+
+
+def closed_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema whose objects have the properties it names and no others.
+
+    What a schema leaves open, JSON Schema allows; Ollama's engine does not, and its users rely on that.
+    llama.cpp built with llguidance, as the embedded one is, keeps to JSON Schema. A schema that says
+    something about further properties itself is left alone, and so are the parts of an ``allOf``, which
+    have to be open to each other.
+    """
+    closed = dict(schema)
+    for key, value in schema.items():
+        if key in _NAMED_SCHEMAS and isinstance(value, dict):
+            closed[key] = {
+                name: closed_schema(part) if isinstance(part, dict) else part for name, part in value.items()
+            }
+        elif key in _SCHEMAS and isinstance(value, dict):
+            closed[key] = closed_schema(value)
+        elif key in _SCHEMAS and isinstance(value, list):
+            closed[key] = [closed_schema(part) if isinstance(part, dict) else part for part in value]
+    if "properties" in schema and not _OPEN & schema.keys():
+        closed["additionalProperties"] = False
+    return closed
 
 
 def shortened_prompt(tokens: Sequence[int], *, num_ctx: int, num_keep: int) -> list[int]:

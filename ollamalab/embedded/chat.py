@@ -13,12 +13,12 @@ from ollamalab.embedded.dialect import Dialect, OllamaChat
 from ollamalab.embedded.events import ChatReader
 from ollamalab.embedded.inference import EngineCall, Stopwatch, generate
 from ollamalab.embedded.prompts import fitted_messages
-from ollamalab.embedded.reading import check_top_logprobs, read_body
-from ollamalab.embedded.service import SERVICE, read_options, require, think_mode
-from ollamalab.errors import RequestRefused, SettingsError
+from ollamalab.embedded.reading import check_top_logprobs, read_body, read_options, read_schema
+from ollamalab.embedded.service import SERVICE, require, think_mode
+from ollamalab.errors import RequestRefused
 from ollamalab.protocol.requests import ChatRequest, Message
 
-_BAD_REQUEST, _INTERNAL_ERROR = 400, 500
+_BAD_REQUEST = 400
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
@@ -58,20 +58,19 @@ async def answer_chat(
             return send_bare(dialect, "load", stream=body.stream)
         num_ctx = lease.engine.load.num_ctx
 
+        schema = read_schema(body.format)
+
         def body_of(messages: Sequence[Message]) -> Mapping[str, Any]:
-            try:
-                return chat_body(
-                    messages,
-                    options,
-                    num_ctx=num_ctx,
-                    tools=body.tools,
-                    format=body.format,
-                    think=think,
-                    logprobs=body.logprobs,
-                    top_logprobs=body.top_logprobs,
-                )
-            except SettingsError as error:
-                raise RequestRefused(_INTERNAL_ERROR, str(error)) from error
+            return chat_body(
+                messages,
+                options,
+                num_ctx=num_ctx,
+                tools=body.tools,
+                schema=schema,
+                think=think,
+                logprobs=body.logprobs,
+                top_logprobs=body.top_logprobs,
+            )
 
         messages: Sequence[Message] = body.messages
         if body.truncate and len(messages) > 1:

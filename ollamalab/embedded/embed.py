@@ -15,9 +15,9 @@ from ollamalab.embedded.events import error_text
 from ollamalab.embedded.inference import Stopwatch
 from ollamalab.embedded.models import ModelFile
 from ollamalab.embedded.prompts import detokenize, tokenize
-from ollamalab.embedded.reading import read_body
+from ollamalab.embedded.reading import read_body, read_options
 from ollamalab.embedded.scheduler import Lease
-from ollamalab.embedded.service import SERVICE, read_options
+from ollamalab.embedded.service import SERVICE
 from ollamalab.errors import RequestRefused
 from ollamalab.protocol.bodies import model_not_found, model_not_pulled
 from ollamalab.protocol.requests import EmbeddingRequest, EmbedRequest

@@ -15,15 +15,15 @@ from ollamalab.embedded.events import CompletionReader
 from ollamalab.embedded.gotemplate import render_template
 from ollamalab.embedded.inference import EngineCall, Stopwatch
 from ollamalab.embedded.models import ModelFile
-from ollamalab.embedded.prompts import detokenize, fitted_prompt, render
-from ollamalab.embedded.reading import check_top_logprobs, read_body
-from ollamalab.embedded.service import SERVICE, full_name, read_options, think_mode
+from ollamalab.embedded.prompts import check_schema, detokenize, fitted_prompt, render
+from ollamalab.embedded.reading import check_top_logprobs, read_body, read_options, read_schema
+from ollamalab.embedded.service import SERVICE, full_name, think_mode
 from ollamalab.errors import RequestRefused, SettingsError
 from ollamalab.protocol.bodies import model_not_found
 from ollamalab.protocol.options import Options
 from ollamalab.protocol.requests import GenerateRequest, Message
 
-_BAD_REQUEST, _NOT_FOUND, _INTERNAL_ERROR = 400, 404, 500
+_BAD_REQUEST, _NOT_FOUND = 400, 404
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
@@ -71,6 +71,9 @@ async def answer_generate(
         if not body.prompt:
             return send_bare(dialect, "load", stream=body.stream)
         engine = lease.engine
+        schema = read_schema(body.format)
+        if schema:
+            await check_schema(engine, schema)
         prompt = await _finished_prompt(engine, model, body, options, think)
         asked: str | list[int] | dict[str, Any] = prompt
         if body.images:
@@ -78,17 +81,14 @@ async def answer_generate(
         elif body.truncate:
             adds_bos = bool(model.metadata.fields.get("tokenizer.ggml.add_bos_token"))
             asked = await fitted_prompt(engine, prompt, num_keep=options.num_keep, adds_bos=adds_bos)
-        try:
-            engine_body = completion_body(
-                asked,
-                options,
-                num_ctx=engine.load.num_ctx,
-                format=body.format,
-                logprobs=body.logprobs,
-                top_logprobs=body.top_logprobs,
-            )
-        except SettingsError as error:
-            raise RequestRefused(_INTERNAL_ERROR, str(error)) from error
+        engine_body = completion_body(
+            asked,
+            options,
+            num_ctx=engine.load.num_ctx,
+            schema=schema,
+            logprobs=body.logprobs,
+            top_logprobs=body.top_logprobs,
+        )
         call = EngineCall(
             path=COMPLETION_PATH,
             body=engine_body,
@@ -111,7 +111,8 @@ async def _finished_prompt(
         return body.prompt
     if body.template:
         try:
-            prompt = render_template(body.template, {"System": body.system, "Prompt": body.prompt})
+            fields = {"System": body.system, "Prompt": body.prompt, "Response": ""}
+            prompt = render_template(body.template, fields)
         except SettingsError as error:
             raise RequestRefused(_BAD_REQUEST, str(error)) from error
     elif model.metadata.chat_template is None:

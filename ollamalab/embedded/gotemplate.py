@@ -44,12 +44,11 @@ class _Action:
 def render_template(template: str, values: Mapping[str, str]) -> str:
     """Return a prompt.
 
-    What follows ``.Response`` is cut off: the model goes on from there. A field that is not given is
-    empty.
+    What follows ``.Response`` is cut off: the model goes on from there.
 
     Args:
         template: In Go's syntax.
-        values: Field names without the dot, and what they hold.
+        values: Field names without the dot, and what they hold; any other field is "<no value>", as in Go.
 
     Raises:
         SettingsError: The template is broken, or needs more of Go's language than is understood here.
@@ -63,7 +62,7 @@ def _text(nodes: list[_Node], values: Mapping[str, str]) -> str:
         if isinstance(node, str):
             texts.append(node)
         elif isinstance(node, _Field):
-            texts.append(values.get(node.name, ""))
+            texts.append(values.get(node.name, "<no value>"))
         else:
             texts.append(_text(node.then if values.get(node.condition) else node.otherwise, values))
     return "".join(texts)

@@ -140,7 +140,9 @@ class OpenAICompletion(_Events):
         """Return the answer as one object and a newline."""
         ending = finished.ending
         choice = {"text": ending.piece.content, "index": 0, "finish_reason": ending.done_reason}
-        return _json({**self._head(now_ns, choices=[choice]), "usage": _usage(ending)}) + b"\n"
+        head = self._head(now_ns, choices=[])
+        del head["choices"]  # here they come last
+        return _json({**head, "choices": [choice], "usage": _usage(ending)}) + b"\n"
 
     def _chunk(self, text: str, finish_reason: str | None, now_ns: int) -> bytes:
         choice = {"text": text, "index": 0, "finish_reason": finish_reason}

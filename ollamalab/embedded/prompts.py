@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
-from ollamalab.embedded.bodies import shortened_prompt
+from ollamalab.embedded.bodies import chat_body, shortened_prompt
 from ollamalab.embedded.engine import Engine
 from ollamalab.errors import RequestRefused
+from ollamalab.protocol.options import Options
 from ollamalab.protocol.requests import Message
 
 _OK, _BAD_REQUEST, _INTERNAL_ERROR = 200, 400, 500
@@ -64,6 +65,20 @@ async def render(engine: Engine, body: Mapping[str, Any]) -> str:
         raise RequestRefused(status, reply.decode(errors="replace").strip())
     prompt: str = msgspec.json.decode(reply)["prompt"]
     return prompt
+
+
+async def check_schema(engine: Engine, schema: Mapping[str, Any]) -> None:
+    """Refuse a JSON schema that the engine cannot use.
+
+    The engine's completion endpoint passes over such a schema in silence and generates any text; its
+    chat template endpoint says what is wrong.
+
+    Raises:
+        RequestRefused: It cannot be used; the engine's words.
+        EngineError: The engine is gone.
+    """
+    asked = [Message(role="user", content="?")]
+    await render(engine, chat_body(asked, Options(), num_ctx=engine.load.num_ctx, schema=schema))
 
 
 async def fitted_messages(

@@ -1,13 +1,17 @@
-"""Reads request bodies."""
+"""Reads request bodies and what is in them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 
+from ollamalab.embedded.bodies import schema_of
 from ollamalab.errors import RequestRefused, SettingsError
+from ollamalab.protocol.options import Options, parse_options
 from ollamalab.protocol.requests import MAX_TOP_LOGPROBS, Body, decode_body
 
-_BAD_REQUEST = 400
+_BAD_REQUEST, _INTERNAL_ERROR = 400, 500
 
 
 async def read_body(request: web.Request, kind: type[Body]) -> Body:
@@ -20,6 +24,30 @@ async def read_body(request: web.Request, kind: type[Body]) -> Body:
         return decode_body(await request.read(), kind)
     except SettingsError as error:
         raise RequestRefused(_BAD_REQUEST, str(error)) from error
+
+
+def read_schema(format: object) -> dict[str, Any] | None:
+    """Return the JSON schema that a ``format`` field means; None for any text.
+
+    Raises:
+        RequestRefused: It means none; Ollama's status and words.
+    """
+    try:
+        return schema_of(format)
+    except SettingsError as error:
+        raise RequestRefused(_INTERNAL_ERROR, str(error)) from error
+
+
+def read_options(raw: dict[str, Any]) -> Options:
+    """Return a request's options.
+
+    Raises:
+        RequestRefused: One has the wrong type; Ollama's status and words.
+    """
+    try:
+        return parse_options(raw)
+    except SettingsError as error:
+        raise RequestRefused(_INTERNAL_ERROR, str(error)) from error
 
 
 def check_top_logprobs(count: int) -> None:

@@ -89,6 +89,6 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise SettingsError(
-            f"cannot listen on {host}:{port}: {error.strerror}; stop what listens there, or use another --port"
+            f"cannot listen on {host}:{port}: {error.strerror}; end what listens there or use another --port"
         ) from error
     return listener

@@ -14,13 +14,13 @@ from ollamalab.embedded.scheduler import Lease, Scheduler
 from ollamalab.errors import ModelNotFound, RequestRefused, SettingsError
 from ollamalab.protocol.bodies import model_not_found
 from ollamalab.protocol.names import ModelName, parse_name
-from ollamalab.protocol.options import Options, context_tokens, parse_options
+from ollamalab.protocol.options import Options, context_tokens
 from ollamalab.settings import ServerSettings
 
 #: Tokens of context per slot if nobody says otherwise; Ollama's choice without a large GPU.
 DEFAULT_CONTEXT_TOKENS = 4096
 
-_BAD_REQUEST, _NOT_FOUND, _INTERNAL_ERROR = 400, 404, 500
+_BAD_REQUEST, _NOT_FOUND = 400, 404
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,6 @@ class Service:
 
 
 SERVICE = web.AppKey("service", Service)
-
-
-def read_options(raw: dict[str, object]) -> Options:
-    """Return a request's options.
-
-    Raises:
-        RequestRefused: One has the wrong type; Ollama's status and words.
-    """
-    try:
-        return parse_options(raw)
-    except SettingsError as error:
-        raise RequestRefused(_INTERNAL_ERROR, str(error)) from error
 
 
 def full_name(name: ModelName) -> str:

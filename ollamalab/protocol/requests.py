@@ -62,7 +62,6 @@ class _Inference(msgspec.Struct, kw_only=True):
         shift: Whether generation goes on past the context; load-time, None = yes.
         logprobs: Whether each token's log probability is wanted.
         top_logprobs: Alternatives per token, 0-20.
-        debug_render_only: Answer with the rendered prompt and generate nothing.
     """
 
     model: str = ""
@@ -75,7 +74,6 @@ class _Inference(msgspec.Struct, kw_only=True):
     shift: bool | None = None
     logprobs: bool = False
     top_logprobs: int = 0
-    debug_render_only: bool = msgspec.field(default=False, name="_debug_render_only")
 
 
 class GenerateRequest(_Inference, kw_only=True):
@@ -247,7 +245,7 @@ _GO_FIELDS = {
     "images": "[]api.ImageData",
     "tool_calls": "[]api.ToolCall",
 }
-_GO_TYPES = {"str": "string", "array": "[]int", "object": "map[string]interface {}"}
+_GO_TYPES = {"str": "string", "float": "float64", "array": "[]int", "object": "map[string]interface {}"}
 _JSON_KINDS = {"str": "string", "int": "number", "float": "number", "bool": "bool", "array": "array"}
 _MISFIT = re.compile(r"Expected `(\w+)[^`]*`, got `(\w+)`(?: - at `\$\.?(.*)`)?")
 
