@@ -30,7 +30,7 @@ from ollamalab.lab.frames import (
     timeline,
     values,
 )
-from ollamalab.lab.models import have_models, model_file
+from ollamalab.lab.models import have_models, is_ours, model_file
 from ollamalab.lab.overview import (
     findings_table,
     machine_table,
@@ -82,6 +82,7 @@ __all__ = [
     "findings_table",
     "gap_table",
     "have_models",
+    "is_ours",
     "knee_title",
     "latency_table",
     "listed",

@@ -76,7 +76,7 @@ class InstrumentCheck:
         """Return the finding."""
         return (
             f"The client itself adds {self.late_p50_s * 1e3:.1f} ms to a time to first token (median, "
-            f"{self.streams} streams) and is off by {self.tpot_off_ratio:.1%} in the time per token."
+            f"{self.streams} streams) and is off by {self.tpot_off_ratio:.2%} in the time per token."
         )
 
 

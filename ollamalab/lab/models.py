@@ -8,6 +8,7 @@ from pathlib import Path
 from ollamalab.embedded.fetch import ensure_model
 from ollamalab.embedded.models import DEFAULT_MODEL, ModelFile, ModelStore
 from ollamalab.errors import ModelNotFound
+from ollamalab.hosts import check_target
 
 
 async def have_models(target: str, *models: str) -> None:
@@ -26,6 +27,15 @@ async def have_models(target: str, *models: str) -> None:
 def model_file(target: str, model: str) -> Path | None:
     """Return the file that the embedded server loads for a model; None for other targets."""
     return ModelStore().find(model).path if target == "embedded" else None
+
+
+def is_ours(target: str) -> bool:
+    """Whether a target is a server that we start, so that its settings can be chosen.
+
+    Raises:
+        SettingsError: It is neither a kind of target nor a URL.
+    """
+    return check_target(target) in ("embedded", "ollama")
 
 
 def _have(model: str) -> ModelFile:

@@ -60,26 +60,34 @@ def comparison_table(name: str, title: str, comparisons: Sequence[Comparison]) -
 
 
 def latency_table(name: str, title: str, arms: Mapping[str, Sequence[RequestRecord]]) -> Table:
-    """Return one row per arm: TTFT, TPOT and E2E as far as n carries them, and the share that succeeded."""
+    """Return three rows per arm: TTFT, TPOT and E2E (final line), as far as n carries them, in milliseconds."""
     metrics: tuple[tuple[str, Callable[[RequestRecord], float | None]], ...] = (
         ("TTFT", ttft_s),
         ("TPOT", tpot_s),
         ("E2E", e2e_final_line_s),
     )
-    columns = [Column(name="Arm"), Column(name="n"), Column(name="Success", format=".1%")]
-    for label, _ in metrics:
-        columns += [Column(name=f"{label} {what}", unit="s", format=".4f") for what in ("mean", "p50", "p90")]
+    percentiles = [
+        Column(name=label, unit="ms", format=".1f") for label in ("mean", "p50", "p90", "p95", "p99")
+    ]
     rows: list[list[object]] = []
     for arm, records in arms.items():
         share = success_share(records)
-        row: list[object] = [arm, share.of, share.ratio]
-        for _, metric in metrics:
+        for label, metric in metrics:
             summary = summarise_requests(records, metric)
-            row += [summary.mean, summary.p50, summary.p90]
-        rows.append(row)
-    return Table.of(
-        name, title, columns, rows, caption="Completed requests; n/a where n cannot carry a percentile."
+            values = (summary.mean, summary.p50, summary.p90, summary.p95, summary.p99)
+            in_ms = [None if value is None else value * 1e3 for value in values]
+            rows.append([arm, label, share.ratio, summary.n, *in_ms])
+    columns = [
+        Column(name="Arm"),
+        Column(name="Metric"),
+        Column(name="Success", format=".1%"),
+        Column(name="n"),
+        *percentiles,
+    ]
+    caption = (
+        "Completed requests; n/a where n cannot carry a percentile (p50 needs 11, p90 64, p95 130, p99 662)."
     )
+    return Table.of(name, title, columns, rows, caption=caption)
 
 
 def staged_table(name: str, title: str, trials: Trials) -> Table:
