@@ -288,6 +288,7 @@ class _Exchange:
             "load_duration": 1,
             "prompt_eval_count": self._prompt_tokens,
             "prompt_eval_duration": to_ns(self._due_s[0] - started_s),
-            "eval_count": 0 if self._fault is Fault.EMPTY else self._tokens,
+            # llama.cpp counts the end token, which is never sent, when the model ends by itself.
+            "eval_count": self._tokens + (self._done_reason == "stop") if self.served.written_s else 0,
             "eval_duration": to_ns(decode_s),
         }
