@@ -32,7 +32,7 @@ async def test_a_stream_is_its_tokens_then_the_final_line() -> None:
         lines = await ask(session, server)
     assert [line["message"]["content"] for line in lines] == ["0 ", "1 ", "2 ", "3 ", ""]
     assert [line["done"] for line in lines] == [False] * 4 + [True]
-    assert lines[-1]["eval_count"] == 4
+    assert (lines[-1]["eval_count"], lines[-1]["done_reason"]) == (5, "stop"), "the unsent end token counts"
     assert lines[-1]["eval_duration"] == pytest.approx(3e6, abs=2)
     assert lines[-1]["prompt_eval_duration"] == pytest.approx(2e6, abs=2)
 
@@ -41,8 +41,8 @@ async def test_num_predict_and_stream_false_are_honoured() -> None:
     async with ScriptedServer(Script(**QUICK)) as server, aiohttp.ClientSession() as session:
         (short,) = await ask(session, server, options={"num_predict": 2}, stream=False)
         long = await ask(session, server, options={"num_predict": 9})
-    assert (short["message"]["content"], short["done_reason"]) == ("0 1 ", "length")
-    assert (long[-1]["eval_count"], long[-1]["done_reason"]) == (4, "stop")
+    assert (short["message"]["content"], short["eval_count"], short["done_reason"]) == ("0 1 ", 2, "length")
+    assert (len(long), long[-1]["done_reason"]) == (5, "stop")
 
 
 async def test_one_slot_serves_in_order_and_each_begins_when_the_last_was_due_to_end() -> None:

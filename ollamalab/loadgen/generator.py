@@ -16,7 +16,7 @@ from functools import partial
 from ollamalab.loadgen.health import HealthMonitor, InstrumentHealth
 from ollamalab.loadgen.run import RequestOf, Run
 from ollamalab.loadgen.settings import LoadSettings
-from ollamalab.metrics import completed, measured, send_lag_s, ttft_s
+from ollamalab.metrics import completed, measured, send_lag_s, streamed_tokens, ttft_s
 from ollamalab.protocol.upstream import Request, Upstream
 from ollamalab.records import Outcome, RequestRecord
 
@@ -43,9 +43,7 @@ class LoadResult:
     def short_replies(self) -> int:
         """Measured replies that ended before the output length that was asked for."""
         return sum(
-            record.requested_tokens is not None
-            and record.output_tokens is not None
-            and record.output_tokens < record.requested_tokens
+            record.requested_tokens is not None and streamed_tokens(record) < record.requested_tokens
             for record in completed(self.records)
         )
 
