@@ -9,6 +9,8 @@ Source: Ollama's ``openai/openai.go`` and ``middleware/openai.go`` (v0.33).
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -54,24 +56,15 @@ class OpenAIChat(_Events):
 
     def piece(self, piece: Piece, now_ns: int) -> bytes:
         """Return the stream's next event, or two: thinking and content go apart."""
-        if piece.thinking and piece.content:
-            thinking = Piece("", piece.thinking, piece.logprobs)
-            return self.piece(thinking, now_ns) + self.piece(Piece(piece.content), now_ns)
-        delta: dict[str, Any] = {"content": piece.content}
-        if piece.thinking:
-            delta["reasoning"] = piece.thinking
-        return self._delta(delta, now_ns, _logprobs(piece))
+        return self._said(piece, (), now_ns)
 
     def ending(self, finished: Finished, now_ns: int) -> bytes:
         """Return the stream's last events."""
         ending = finished.ending
         events = b""
-        piece = ending.piece
-        if self._created_ns is None or piece != Piece():
-            events += self.piece(piece, now_ns)
-        if ending.calls:
-            events += self._delta({"content": "", "tool_calls": _calls(ending.calls)}, now_ns)
-        events += self._delta({}, now_ns, {}, finish_reason=_finish_reason(ending))
+        if self._created_ns is None or ending.piece != Piece() or ending.calls:
+            events += self._said(ending.piece, ending.calls, now_ns)
+        events += self._delta({}, now_ns, finish_reason=_finish_reason(ending))
         if self._include_usage:
             events += _event({**self._head(now_ns), "choices": [], "usage": _usage(ending)})
         return events + _DONE
@@ -93,17 +86,29 @@ class OpenAIChat(_Events):
         head = self._head(now_ns) | {"object": "chat.completion"}
         return _json({**head, "choices": [choice], "usage": _usage(ending)}) + b"\n"
 
+    def _said(self, piece: Piece, calls: tuple[Call, ...], now_ns: int) -> bytes:
+        logprobs = _logprobs(piece)
+        if piece.thinking and (piece.content or calls):
+            thinking = self._delta({"reasoning": piece.thinking}, now_ns, logprobs)
+            return thinking + self._said(Piece(piece.content), calls, now_ns)
+        delta: dict[str, Any] = {"content": piece.content}
+        if piece.thinking:
+            delta["reasoning"] = piece.thinking
+        if calls:
+            delta["tool_calls"] = _calls(calls)
+        return self._delta(delta, now_ns, logprobs)
+
     def _delta(
         self,
         delta: dict[str, Any],
         now_ns: int,
-        logprobs: dict[str, Any] | None = None,
+        logprobs: Mapping[str, Any] = MappingProxyType({}),
         *,
         finish_reason: str | None = None,
     ) -> bytes:
         if self._created_ns is None:
             delta = {"role": "assistant", **delta}
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, **(logprobs or {})}
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, **logprobs}
         return _event({**self._head(now_ns), "choices": [choice]})
 
     def _head(self, now_ns: int) -> dict[str, Any]:
