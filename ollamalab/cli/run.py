@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,8 @@ def run(
         return
     from ollamalab.runner import batch
 
+    # What goes wrong in a notebook stands in its own line below.
+    logging.getLogger("papermill").addHandler(logging.NullHandler())
     folder = batch.find_unfinished(plan, results) if resume else batch.start(plan, results)
     console.print(f"{_shown(folder)}", soft_wrap=True)
     result = batch.run_batch(plan, folder, console)

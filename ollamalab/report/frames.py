@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from ollamalab.errors import RunError
 from ollamalab.records import RequestRecord, Sample, ServerTimings
+from ollamalab.report.manifest import plain
 
 _SERVER = "server_"
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
@@ -36,7 +37,7 @@ def records_parquet(records: Iterable[RequestRecord]) -> bytes:
     """Return records as a parquet file, one row per request in the given order."""
     rows = []
     for record in records:
-        row = msgspec.to_builtins(record)
+        row = msgspec.to_builtins(record, enc_hook=plain)
         server = row.pop("server") or {}
         rows.append(row | {f"{_SERVER}{name}": value for name, value in server.items()})
     return _parquet(rows, _record_schema())

@@ -107,7 +107,18 @@ def read_manifest(folder: Path) -> Manifest:
 
 def encode(value: Any) -> bytes:
     """Return readable JSON; a number that is none (NaN) becomes null."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=plain), indent=2) + b"\n"
+
+
+def plain(value: Any) -> Any:
+    """Return a number of numpy as one of Python's; for msgspec, which knows only these.
+
+    Raises:
+        TypeError: It is something else that cannot be saved.
+    """
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"cannot save a {type(value).__name__}: {value!r}")
 
 
 def decode(path: Path, kind: type[T]) -> T:

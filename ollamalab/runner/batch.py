@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -87,7 +86,10 @@ def find_unfinished(plan: Plan, results: Path) -> Path:
         RunError: There is none.
     """
     for folder in reversed(run_folders(results)):
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder)
+        except RunError:
+            continue  # damaged or from a newer version: not ours to finish
         same = manifest.profile == plan.profile and manifest.parameters == plan.parameters
         if same and any(state != "done" for state in manifest.experiments.values()):
             return folder
@@ -165,10 +167,7 @@ class _Stop:
             kernel.kill()
             return
         self.asked = True
-        kernel.interrupt()
-        timer = threading.Timer(_GRACE_S, kernel.kill)
-        timer.daemon = True
-        timer.start()
+        kernel.interrupt(grace_s=_GRACE_S)
 
 
 def _execute(task: Task, folder: Path, view: BatchView, stop: _Stop) -> tuple[str, Execution | None]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from ollamalab.errors import RunError
@@ -19,6 +20,9 @@ from ollamalab.runner.kernels import KERNEL_NAME, Kernel
 
 #: Called before each cell: cells done, cells in all, name of the code cell ("" for a text).
 CellListener = Callable[[int, int, str], None]
+
+
+_NO_WORDS = "its process died without a word; out of memory, or killed, or a crash in native code"
 
 
 @dataclass
@@ -80,7 +84,7 @@ def execute(
         ) from error
     except Exception as error:
         # No cell holds this error: the kernel did not start, died, or stopped answering.
-        failure = kernel.last_words() or str(error)
+        failure = kernel.last_words() or _NO_WORDS if isinstance(error, DeadKernelError) else str(error)
     finally:
         kernel.close(keep_log=bool(failure))
         executed = read_notebook(partial) if partial.is_file() else None

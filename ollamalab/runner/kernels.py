@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ class Kernel:
         self._environment = {**os.environ, **environment}
         self._log = log
         self._pid: int | None = None
+        self._manager: AsyncKernelManager | None = None
+        self._ended = threading.Event()
 
     @property
     def manager_class(self) -> type[AsyncKernelManager]:
@@ -58,14 +61,34 @@ class Kernel:
                     settings |= {"env": kernel._environment, "stdout": log, "stderr": log}
                     await super().start_kernel(**settings)
                 kernel._pid = getattr(self.provisioner, "pid", None)
+                kernel._manager = self
 
         return Manager
 
-    def interrupt(self) -> None:
-        """Raise KeyboardInterrupt in the running cell; an idle kernel ignores it."""
+    def interrupt(self, *, grace_s: float) -> None:
+        """Raise KeyboardInterrupt in the running cell, and kill the process if that has not ended it.
+
+        Returns at once; an idle kernel ignores the interrupt, so nothing more must be sent to it.
+
+        Args:
+            grace_s: How long the cell may take to clean up.
+        """
+        threading.Thread(target=self._interrupt, args=(grace_s,), daemon=True).start()
+
+    def _interrupt(self, grace_s: float) -> None:
         if self._pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGINT)
+        if self._manager is not None:
+            # ipykernel cancels an awaiting cell at the next event of its loop, and the signal is none
+            # (tornado schedules it with call_soon): any message on the shell channel is.
+            client = self._manager.blocking_client()
+            client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
+            client.kernel_info()
+            self._ended.wait(grace_s)
+            client.stop_channels()
+        if not self._ended.is_set():
+            self.kill()
 
     def kill(self) -> None:
         """End the process and whatever is left in its group, at once."""
@@ -76,7 +99,8 @@ class Kernel:
     def close(self, *, keep_log: bool) -> None:
         """End what is left of the process; its log is worth keeping only if it crashed."""
         self.kill()
-        self._pid = None
+        self._ended.set()
+        self._pid = self._manager = None
         if not keep_log:
             self._log.unlink(missing_ok=True)
 

@@ -103,7 +103,9 @@ class BatchView:
         )
         self._waiting.pop(task.name, None)
         line = f"{_MARKS[state]} {task.name.ljust(self._width)}  {taken_s:5.0f} s"
-        if execution and execution.failure:
+        if state == "waiting":
+            line += "  interrupted"
+        elif execution and execution.failure:
             failure = execution.failure
             line += f"  {escape(failure.cell)}: [red]{escape(failure.error)}[/]"
         self._console.print(line, highlight=False, soft_wrap=True)
