@@ -54,7 +54,8 @@ def bench(
     warmup: Annotated[
         int | None,
         typer.Option(
-            help="First requests, left out of every figure; 0 also skips the preload. [concurrency]"
+            help="First requests, left out of every figure; 0 also skips loading the model beforehand. "
+            "[--concurrency; none with --rate]"
         ),
     ] = None,
     api_key_file: Annotated[
@@ -85,10 +86,9 @@ def bench(
         _check_place(json_file)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         result = runner.run(_measure(target, model, settings, asked, headers, is_cold=warmup == 0))
-    records_file = json_file and json_file.with_name(f"{json_file.stem}.records.jsonl")
-    summary = load_summary(
-        result, target=target, model=model, records=None if records_file is None else str(records_file)
-    )
+    records_file = None if json_file is None else json_file.with_name(f"{json_file.stem}.records.jsonl")
+    records = None if records_file is None else str(records_file)
+    summary = load_summary(result, target=target, model=model, records=records)
     show(Console(highlight=False), result, summary)
     if json_file is not None and records_file is not None:
         _write(json_file, records_file, summary, result)
