@@ -64,7 +64,9 @@ async def bench(*arguments: object) -> Ended:
     return await end(await start(*arguments))
 
 
-async def test_the_document_has_exactly_the_keys_of_the_contract(tmp_path: Path) -> None:
+async def test_the_document_has_the_keys_of_the_contract_and_says_whether_the_client_was_fit(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "result.json"
     async with ScriptedServer(Script(**QUICK)) as server:
         ended = await bench(
@@ -78,6 +80,7 @@ async def test_the_document_has_exactly_the_keys_of_the_contract(tmp_path: Path)
     assert set(document) == {
         *("schema", "target", "model", "arrivals", "offered_rps", "achieved_rps", "requests", "outcomes"),
         *("duration_s", "output_tokens", "output_tokens_per_s", "client_cpu_ratio", "stages_s", "records"),
+        *("loop_lag_s", "load_average", "fit", "unfit_reasons"),
         *summaries,
     }
     for name in summaries:

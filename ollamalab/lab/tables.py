@@ -60,7 +60,7 @@ def comparison_table(name: str, title: str, comparisons: Sequence[Comparison]) -
 
 
 def latency_table(name: str, title: str, arms: Mapping[str, Sequence[RequestRecord]]) -> Table:
-    """Return three rows per arm: TTFT, TPOT and E2E (final line), as far as n carries them, in milliseconds."""
+    """Return three rows per arm: TTFT, TPOT and E2E (final line) in ms, as far as n carries them."""
     metrics: tuple[tuple[str, Callable[[RequestRecord], float | None]], ...] = (
         ("TTFT", ttft_s),
         ("TPOT", tpot_s),

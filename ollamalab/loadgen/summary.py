@@ -49,7 +49,7 @@ def load_summary(result: LoadResult, *, target: str, model: str, records: str | 
 
     Latencies are of completed requests without the warm-up. In an open loop the time to first token
     counts from the planned send, in a closed loop from the send; ``e2e_s`` is final line - send and
-    ``response_s`` final line - planned send.
+    ``response_s`` final line - planned send. ``fit`` is false where the client was the bottleneck.
 
     Args:
         result: What the generator gave.
@@ -57,7 +57,7 @@ def load_summary(result: LoadResult, *, target: str, model: str, records: str | 
         model: Name of the model.
         records: Path of the file with the requests; None if there is none.
     """
-    rows, arrivals = result.records, result.settings.arrivals
+    rows, arrivals, health = result.records, result.settings.arrivals, result.health
     inflation = _inflation(rows, arrivals)
     every_stage = [stages(record) for record in completed(rows)]
     return {
@@ -80,7 +80,11 @@ def load_summary(result: LoadResult, *, target: str, model: str, records: str | 
         "output_tokens": sum(map(output_tokens, completed(rows))),
         "output_tokens_per_s": output_tokens_per_s(rows),
         "send_lag_s": asdict(summarise(map(send_lag_s, measured(rows)))),
-        "client_cpu_ratio": result.health.cpu_ratio,
+        "client_cpu_ratio": health.cpu_ratio,
+        "loop_lag_s": None if health.loop_lag_s is None else asdict(health.loop_lag_s),
+        "load_average": list(health.load_average),
+        "fit": health.fit,
+        "unfit_reasons": list(health.reasons),
         "stages_s": {
             name: asdict(summarise(getattr(each, f"{name}_s") for each in every_stage)) for name in _STAGES
         },
