@@ -57,7 +57,7 @@ def stage_bars(
             )  # fmt: skip
         axes.set_yticks(places, stages.index)
         axes.invert_yaxis()
-        axes.set_xlim(0, ends.max() * 1.12)
+        axes.set_xlim(0, ends.max() * 1.12 or 1.0)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("seconds", color=MUTED)
         legend_above(axes)

@@ -46,7 +46,8 @@ def sweep_lines(
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_ylim(0, 1.08 * points[["value", "high"]].max().max())
+        most = points[["value", "high"]].max().max()
+        axes.set_ylim(0, 1.08 * most if most > 0 else 1.0)
         axes.set_xlabel(setting)
         axes.set_ylabel(quantity, color=MUTED)
         if len(series) > 1 or baseline is not None:

@@ -79,7 +79,7 @@ def dark_counterpart(colour: str) -> str:
     if max(parts) - min(parts) < 0.14:  # ink, grid, paper
         hue, lightness, saturation = colorsys.rgb_to_hls(*parts)
         # Middle greys are data or words and have to stand out; ink and paper change sides.
-        dark = max(0.93 - 0.82 * lightness, 0.58 if 0.35 < lightness < 0.65 else 0.0)
+        dark = max(0.96 - 0.86 * lightness, 0.58 if 0.35 < lightness < 0.65 else 0.0)
         parts = list(colorsys.hls_to_rgb(hue, dark, min(saturation, 0.12)))
     else:
         while _luminance(parts) < 0.19:

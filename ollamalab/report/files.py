@@ -6,6 +6,7 @@ or a full disk never meets half a file.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,8 @@ def write_together(files: Mapping[Path, bytes]) -> None:
         ) from error
     finally:
         for temporary in staged:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def write_whole(path: Path, content: bytes) -> None:

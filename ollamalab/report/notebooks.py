@@ -100,14 +100,19 @@ def header_of(notebook: dict[str, Any], name: str) -> Header:
     )
 
 
-def cell_name(cell: dict[str, Any]) -> str:
-    """Return a short name of a code cell: its ``# papermill_description=``, else its first line."""
-    lines = [line.strip() for line in source_of(cell).splitlines() if line.strip()]
-    for line in lines:
-        if line.startswith("#") and _DESCRIPTION in line:
+def cell_description(cell: dict[str, Any]) -> str:
+    """Return what a cell's ``# papermill_description=`` says it does; "" if it has none."""
+    for line in source_of(cell).splitlines():
+        if line.lstrip().startswith("#") and _DESCRIPTION in line:
             return line.partition(_DESCRIPTION)[2].strip().replace("_", " ")
-    first = next((line for line in lines if not line.startswith("#")), "empty")
-    return first if len(first) <= 40 else f"{first[:39]}…"
+    return ""
+
+
+def cell_name(cell: dict[str, Any]) -> str:
+    """Return a short name of a code cell: its description, else its first line of code."""
+    lines = (line.strip() for line in source_of(cell).splitlines())
+    first = next((line for line in lines if line and not line.startswith("#")), "empty")
+    return cell_description(cell) or (first if len(first) <= 40 else f"{first[:39]}…")
 
 
 def execution_of(notebook: dict[str, Any]) -> Execution:

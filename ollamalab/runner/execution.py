@@ -15,10 +15,10 @@ from papermill.exceptions import PapermillExecutionError
 
 from ollamalab.errors import RunError
 from ollamalab.report.files import write_whole
-from ollamalab.report.notebooks import Execution, cell_name, execution_of, read_notebook
+from ollamalab.report.notebooks import Execution, cell_description, execution_of, read_notebook
 from ollamalab.runner.kernels import KERNEL_NAME, Kernel
 
-#: Called before each cell: cells done, cells in all, name of the code cell ("" for a text).
+#: Called before each cell: cells done, cells in all, what the cell does ("" if it does not say).
 CellListener = Callable[[int, int, str], None]
 
 
@@ -61,7 +61,7 @@ def execute(
 
     def tell(cell: Any, cell_index: int) -> None:
         place.cell = cell_index
-        on_cell(cell_index, len(source.cells), cell_name(cell) if cell.cell_type == "code" else "")
+        on_cell(cell_index, len(source.cells), cell_description(cell))
 
     failure = ""
     try:

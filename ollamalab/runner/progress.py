@@ -55,8 +55,8 @@ class BatchView:
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
-            TextColumn("[dim]{task.fields[note]}[/]"),
             TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[note]}[/]"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -82,8 +82,10 @@ class BatchView:
         """A notebook starts."""
         if self._current is None:
             self._current = self._progress.add_task("", total=1.0, note="")
-            self._overall = self._progress.add_task("all", total=self._total_s, note="")
-        self._progress.reset(self._current, description=escape(task.name), note="starting", completed=0)
+            self._overall = self._progress.add_task("all".ljust(self._width), total=self._total_s, note="")
+        self._progress.reset(
+            self._current, description=task.name.ljust(self._width), note="starting", completed=0
+        )
         self._show_overall(task, 0.0)
 
     def cell(self, task: Task, done: int, total: int, name: str) -> None:

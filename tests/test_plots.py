@@ -1,0 +1,154 @@
+"""Figures: closed when returned, a finding as title, units on the axes, n in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from ollamalab import plots
+from ollamalab.plots.style import BASELINE, INK, colours, ink_on, shades
+from ollamalab.plots.timelines import assign_lanes, decoding_at_once
+
+STAGES = pd.DataFrame({"load": [0.5, None], "decode": [0.2, 0.2]}, index=["cold", "warm"])
+RATIOS = pd.DataFrame(
+    {
+        "label": ["a", "b", "c"],
+        "estimate": [0.5, 1.0, None],
+        "low": [0.4, 0.9, None],
+        "high": [0.6, 1.1, None],
+        "n": [12, 12, None],
+    }
+)
+VALUES = pd.DataFrame({"arm": ["off"] * 4 + ["on"] * 3, "value": [1.0, 2.0, 3.0, None, 0.5, 0.6, 0.7]})
+POINTS = pd.DataFrame(
+    {"x": [1, 2, 4], "value": [10.0, 15.0, 16.0], "low": [9.0, 14.0, None], "high": [11.0, 16.0, None]}
+)
+SHARES = pd.DataFrame({0: [0.1, 0.2], 1: [0.9, 0.3], 2: [None, 0.5]}, index=[1, 2])
+REQUESTS = pd.DataFrame(
+    {
+        "intended_s": [5.0, 5.5, 6.0],
+        "first_token_s": [5.2, 5.7, None],
+        "last_token_s": [6.0, 6.5, None],
+    }
+)
+CPU = pd.DataFrame({"at_s": [5.0, 5.5, 6.0], "value": [0.2, 0.9, 0.8]})
+
+DRAWINGS: dict[str, Callable[..., Figure]] = {
+    "stage_bars": lambda **words: plots.stage_bars(STAGES, **words),
+    "ratio_forest": lambda **words: plots.ratio_forest(RATIOS, quantity="after / before", **words),
+    "latency_ecdf": lambda **words: plots.latency_ecdf(VALUES, quantity="response", **words),
+    "latency_strip": lambda **words: plots.latency_strip(VALUES, quantity="response", **words),
+    "sweep_lines": lambda **words: plots.sweep_lines(
+        POINTS, setting="slots", quantity="output [tokens/s]", **words
+    ),
+    "concurrency_bars": lambda **words: plots.concurrency_bars(SHARES, setting="slots", **words),
+    "slot_timeline": lambda **words: plots.slot_timeline(REQUESTS, cpu=CPU, slots=2, **words),
+}
+
+
+def words_of(figure: Figure) -> str:
+    """Return every text on a figure, once it is drawn."""
+    figure.canvas.draw()
+    return "\n".join(text.get_text() for text in figure.findobj(plt.Text))
+
+
+def test_every_drawing_is_tested() -> None:
+    """The public list and the list above agree."""
+    assert set(DRAWINGS) == set(plots.__all__)
+    assert plots.__all__ == sorted(plots.__all__)
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_figure_is_closed_and_says_its_finding(name: str) -> None:
+    """It shows once in a notebook; title and caption are on it, the caption marked as such."""
+    figure = DRAWINGS[name](title="Loading dominates", caption="n = 12, 95 % intervals")
+    assert plt.get_fignums() == []
+    assert figure.axes[0].get_title(loc="left") == "Loading dominates"
+    captions = [text.get_text() for text in figure.texts if text.get_gid() == "caption"]
+    assert captions == ["n = 12, 95 % intervals"]
+    assert figure.axes[-1].get_xlabel()
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_nothing_measured_is_no_error(name: str) -> None:
+    """Arms in which every request failed still give a figure."""
+    empty = {
+        "stage_bars": lambda: plots.stage_bars(STAGES * float("nan"), title="T"),
+        "ratio_forest": lambda: plots.ratio_forest(RATIOS.iloc[2:], quantity="q", title="T"),
+        "latency_ecdf": lambda: plots.latency_ecdf(VALUES.iloc[3:4], quantity="q", title="T"),
+        "latency_strip": lambda: plots.latency_strip(VALUES.iloc[3:4], quantity="q", title="T"),
+        "sweep_lines": lambda: plots.sweep_lines(POINTS.iloc[:0], setting="s", quantity="q", title="T"),
+        "concurrency_bars": lambda: plots.concurrency_bars(SHARES * float("nan"), setting="s", title="T"),
+        "slot_timeline": lambda: plots.slot_timeline(REQUESTS.iloc[2:], title="T"),
+    }
+    assert words_of(empty[name]())
+
+
+def test_a_forest_shows_estimates_and_what_is_missing() -> None:
+    """Each row has estimate, interval and n, or n/a."""
+    words = words_of(plots.ratio_forest(RATIOS, quantity="after / before", title="T"))
+    assert "0.50× (0.40–0.60)" in words
+    assert "n = 12" in words
+    assert "n/a" in words
+
+
+def test_a_stage_that_did_not_happen_takes_no_room() -> None:
+    """An absent stage is nothing, and the total is the sum of the rest."""
+    words = words_of(plots.stage_bars(STAGES, title="T"))
+    assert "0.70 s" in words
+    assert "0.20 s" in words
+
+
+def test_distributions_count_what_they_show() -> None:
+    """The n of each arm leaves out requests without a value; the baseline is grey."""
+    figure = plots.latency_ecdf(VALUES, quantity="response", title="T", baseline="off")
+    words = words_of(figure)
+    assert "off (n = 3)" in words
+    assert "on (n = 3)" in words
+    assert to_hex(figure.axes[0].lines[0].get_color()) == BASELINE
+    assert "off  (n = 3)" in words_of(plots.latency_strip(VALUES, quantity="response", title="T"))
+
+
+def test_wide_ranges_get_a_log_axis() -> None:
+    """Milliseconds beside seconds can both be read."""
+    wide = pd.DataFrame({"arm": ["hit", "miss"], "value": [0.001, 2.0]})
+    assert plots.latency_strip(wide, quantity="q", title="T").axes[0].get_xscale() == "log"
+    assert plots.latency_strip(VALUES, quantity="q", title="T").axes[0].get_xscale() == "linear"
+
+
+def test_colours_are_told_apart() -> None:
+    """The baseline is grey, the others differ; text on a colour is white or ink."""
+    chosen = colours(["a", "b", "c"], baseline="b")
+    assert chosen["b"] == BASELINE
+    assert len(set(chosen.values())) == 3
+    assert (ink_on("#0072b2"), ink_on("#e69f00")) == ("white", INK)
+    assert len(set(shades(9))) == 9
+
+
+def test_requests_share_lanes_when_they_can() -> None:
+    """A lane is used again once its request has ended, the lowest free one first."""
+    assert assign_lanes([(0.0, 2.0), (1.0, 3.0), (2.0, 4.0), (2.5, 5.0), (3.0, 6.0)]) == [0, 1, 0, 2, 1]
+    assert assign_lanes([]) == []
+
+
+def test_lanes_never_overlap_and_are_few() -> None:
+    """As many lanes as requests are ever open at once, and none holds two at a time."""
+    spans = [(index * 0.7, index * 0.7 + 1.0 + (index * 37 % 11) / 3) for index in range(60)]
+    lanes = assign_lanes(spans)
+    for lane in set(lanes):
+        own = [span for span, place in zip(spans, lanes, strict=True) if place == lane]
+        assert all(before[1] <= after[0] for before, after in pairwise(own))
+    assert len(set(lanes)) == max(decoding_at_once(spans)[1])
+
+
+def test_open_spans_are_counted() -> None:
+    """The count follows every start and end and returns to zero."""
+    moments, counts = decoding_at_once([(1.0, 3.0), (2.0, 4.0)])
+    assert moments == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert counts == [0, 1, 2, 1, 0]
