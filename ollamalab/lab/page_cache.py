@@ -6,48 +6,57 @@ privileges: a file's clean pages may be given up by anybody who can read it.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 from pathlib import Path
 
-_PROBES = 256
+_DROPPED_RATIO = 0.1
 
 
 def cached_ratio(path: Path) -> float | None:
-    """Return the share of a file that lies in the page cache; None where the system cannot tell.
+    """Return the share of a file's pages that lie in the page cache.
 
-    Probed at evenly spaced pages with reads that refuse to wait for the disk.
+    Asked with ``mincore``, which only looks. Reads that refuse to wait (``RWF_NOWAIT``) would start
+    reading ahead: 256 of them brought 98 MB back that had just been dropped.
+
+    Args:
+        path: The file; an ``OSError`` if it cannot be read.
+
+    Returns:
+        None if the file is empty or the system does not tell: Linux tells the owner of a file, and who may
+        write to it.
     """
-    if not hasattr(os, "preadv"):
-        return None
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(descriptor).st_size
-        hits = 0
-        for probe in range(_PROBES):
-            try:
-                os.preadv(descriptor, [bytearray(1)], size * probe // _PROBES, os.RWF_NOWAIT)
-            except BlockingIOError:
-                continue
-            hits += 1
-        return hits / _PROBES
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        is_told = status.st_uid == os.geteuid() or os.access(path, os.W_OK)
+        if not status.st_size or not is_told:
+            return None
+        # A private mapping that could be written to: ctypes takes the address of no other.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapping:
+            pages = (ctypes.c_ubyte * -(-status.st_size // mmap.PAGESIZE))()
+            first = ctypes.c_char.from_buffer(mapping)
+            failed = _mincore(ctypes.byref(first), status.st_size, pages)
+            del first  # a mapping whose address is held cannot be closed
+    return None if failed else 1 - bytes(pages).count(0) / len(pages)
 
 
 def drop_from_cache(path: Path) -> bool:
     """Take a file out of the page cache; return whether it worked.
 
-    Pages that another process has mapped stay, so nothing that was loaded from it may still run.
+    Pages that another process has mapped stay, so nothing that maps the file may still run.
+
+    Args:
+        path: The file; an ``OSError`` if it cannot be read.
     """
-    if not hasattr(os, "posix_fadvise"):
-        return False
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+    with path.open("rb") as file:
+        if not hasattr(os, "posix_fadvise"):
+            return False
+        os.fsync(file.fileno())  # only clean pages can be given up
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     ratio = cached_ratio(path)
-    return ratio is not None and ratio < 0.1
+    return ratio is not None and ratio < _DROPPED_RATIO
+
+
+_mincore = ctypes.CDLL(None).mincore
+_mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
