@@ -16,7 +16,7 @@ from ollamalab.lab.cold import (
     ColdStart,
     as_starts,
     compare_relaunched,
-    stage_table,
+    stage_medians,
     starts_from_disk,
 )
 from ollamalab.lab.experiment import Lab
@@ -36,7 +36,6 @@ from ollamalab.lab.overview import (
     machine_table,
     manifest_table,
     shown_run,
-    stages_table,
     throughput_row,
     throughput_sentence,
 )
@@ -48,13 +47,12 @@ from ollamalab.lab.sentences import (
     plural,
     preload_sentence,
     preload_title,
-    ratio_text,
     slots_sentence,
     stages_title,
     tuning_sentence,
 )
 from ollamalab.lab.subject import PromptShape, Subject
-from ollamalab.lab.tables import comparison_table, gap_table, latency_table, staged_table
+from ollamalab.lab.tables import comparison_table, gap_table, latency_table, staged_table, stages_table
 from ollamalab.lab.trials import Trials, best_arm, mean_of
 from ollamalab.lab.watching import Residency, default_keep_alive_s, watch_pings
 from ollamalab.report import root
@@ -97,12 +95,11 @@ __all__ = [
     "plural",
     "preload_sentence",
     "preload_title",
-    "ratio_text",
     "root",
     "series",
     "shown_run",
     "slots_sentence",
-    "stage_table",
+    "stage_medians",
     "staged_table",
     "stages_table",
     "stages_title",

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 
 import pandas as pd
 
-from ollamalab.compare import Visit, design
+from ollamalab.compare import design
 from ollamalab.lab.page_cache import drop_from_cache
-from ollamalab.lab.subject import PromptShape, Subject
-from ollamalab.lab.trials import Trials
-from ollamalab.loadgen import LoadSettings
+from ollamalab.lab.subject import ONE_REQUEST, PromptShape, Subject
+from ollamalab.lab.trials import Trials, run_visits
 from ollamalab.metrics import stages
-from ollamalab.records import RequestRecord
+from ollamalab.records import Outcome, RequestRecord
 
-#: Stages of a cold start, in order: the columns of ``stage_table``.
+#: Stages of a cold start, in order: the columns of ``stage_medians``.
 STAGES = ("spawn", "load", "prefill", "decode", "other")
 
 #: Scenarios of the stage table.
@@ -42,6 +42,11 @@ class ColdStart:
     spawn_s: float | None
     record: RequestRecord
 
+    @property
+    def is_ok(self) -> bool:
+        """Whether the request completed; else it counts in no median."""
+        return self.record.outcome is Outcome.OK
+
 
 async def starts_from_disk(
     subject: Subject, shape: PromptShape, *, file: Path | None, starts: int
@@ -55,57 +60,56 @@ async def starts_from_disk(
         starts: How many.
 
     Returns:
-        Empty if the system does not let go of the file's pages: it would measure the wrong thing.
+        Fewer, or none, where the system does not let go of the file's pages: it would measure the wrong
+        thing.
     """
-    measured = []
-    for _ in range(starts):
+    measured: list[ColdStart] = []
+    while file is not None and len(measured) < starts:
         await subject.unload()
-        if file is None or not drop_from_cache(file):
-            return []
+        if not drop_from_cache(file):
+            break
         measured.append(await first_after_spawn(subject, shape, scenario=FROM_DISK))
     return measured
 
 
 async def first_after_spawn(subject: Subject, shape: PromptShape, *, scenario: str) -> ColdStart:
-    """Give the subject a fresh server and ask it at once."""
-    await subject.restart()
-    return await ask_cold(subject, shape, scenario=scenario, is_fresh=True)
+    """Give the subject a fresh server and ask it at once.
 
-
-async def ask_cold(
-    subject: Subject, shape: PromptShape, *, scenario: str, is_fresh: bool = False
-) -> ColdStart:
-    """Send one request and note what was cold before it.
-
-    Args:
-        subject: Server and model.
-        shape: Lengths.
-        scenario: What was cold.
-        is_fresh: Whether the server was started for it, so that its start counts.
+    Raises:
+        TargetError: The server is not ours to restart.
     """
+    await subject.restart()
     startup = subject.target.startup
-    result = await subject.offer(LoadSettings(requests=1), shape, stream="cold")
+    result = await subject.offer(ONE_REQUEST, shape, stream="cold")
     return ColdStart(
         scenario=scenario,
-        spawn_s=startup.answering_s - startup.spawned_s if is_fresh and startup else None,
+        spawn_s=startup.answering_s - startup.spawned_s if startup else None,
         record=replace(result.records[0], arm=scenario),
     )
 
 
-def as_starts(records: Sequence[RequestRecord], scenario: str) -> list[ColdStart]:
+def as_starts(records: Iterable[RequestRecord], scenario: str) -> list[ColdStart]:
     """Return requests of a running server as starts of a scenario."""
     return [ColdStart(scenario=scenario, spawn_s=None, record=record) for record in records]
 
 
-def stage_table(starts: Sequence[ColdStart]) -> pd.DataFrame:
+def by_scenario(starts: Iterable[ColdStart]) -> dict[str, list[ColdStart]]:
+    """Return the starts of each scenario, in order of appearance."""
+    groups: dict[str, list[ColdStart]] = {}
+    for start in starts:
+        groups.setdefault(start.scenario, []).append(start)
+    return groups
+
+
+def stage_medians(starts: Iterable[ColdStart]) -> pd.DataFrame:
     """Return the median seconds of each stage: index scenario, in order of appearance.
 
-    Prefill and decode are the server's own; *other* is what is left of the client's time: slot wait,
-    templating, network and the client itself.
+    Only starts whose request completed count. Prefill and decode are the server's own; *other* is what is
+    left of the client's time: slot wait, templating, network and the client itself.
     """
     rows: dict[str, dict[str, float | None]] = {}
-    for scenario in dict.fromkeys(start.scenario for start in starts):
-        group = [start for start in starts if start.scenario == scenario]
+    for scenario, every in by_scenario(starts).items():
+        group = [start for start in every if start.is_ok]
         ledgers = [stages(start.record) for start in group]
         rows[scenario] = {
             "spawn": _median([start.spawn_s for start in group]),
@@ -154,21 +158,11 @@ async def compare_relaunched(
     names = tuple(subjects)
     starts: dict[str, list[ColdStart]] = {name: [] for name in names}
     records: list[RequestRecord] = []
-    once = LoadSettings(requests=1)
-    launched = 0
-
-    async def relaunch() -> None:
+    visitors = {name: subject.loads(ONE_REQUEST, shape) for name, subject in subjects.items()}
+    visits = design(names, launches * blocks_per_launch, rng)
+    for _, stretch in groupby(visits, key=lambda visit: visit.block // blocks_per_launch):
         for name in rng.sample(names, len(names)):
             starts[name].append(await first_after_spawn(subjects[name], shape, scenario=FRESH))
-            await subjects[name].offer(once, shape, stream="discarded")
-
-    def label(record: RequestRecord, visit: Visit) -> RequestRecord:
-        return replace(record, arm=visit.arm, block=visit.block, visit=visit.index)
-
-    for visit in design(names, launches * blocks_per_launch, rng):
-        if visit.block // blocks_per_launch >= launched:
-            await relaunch()
-            launched += 1
-        result = await subjects[visit.arm].offer(once, shape, stream=f"block {visit.block}")
-        records += [label(record, visit) for record in result.records]
+            await subjects[name].offer(ONE_REQUEST, shape, stream="discarded")
+        records += (await run_visits(visitors, stretch)).records
     return Trials(arms=names, records=tuple(records)), starts

@@ -21,7 +21,7 @@ from ollamalab.loadgen import LoadResult
 from ollamalab.report import Contrast, Experiment, Report, root
 from ollamalab.report.notebooks import read_notebook
 from ollamalab.runner.parameters import parameters_of
-from ollamalab.sampling import Sampling
+from ollamalab.sampling import Sampler, Sampling
 from ollamalab.settings import ServerSettings
 
 
@@ -59,7 +59,7 @@ class Lab:
             target: "embedded", "ollama", or the URL of a server.
             model: A model that it has.
             settings: What our server is started with; default Ollama's own.
-            name: Names it in the report; default the target.
+            name: Names it in the report, where an equal name is replaced; default the target.
 
         Raises:
             TargetError: It does not start or answer, or lacks the model.
@@ -88,7 +88,9 @@ class Lab:
 
         Sources carry the URL of their server; hand the samples over with ``keep`` afterwards.
         """
-        samplers: list[Any] = [HostSampler(), gpu_sampler()]
+        gpus = gpu_sampler()
+        self._opened.callback(gpus.close)
+        samplers: list[Sampler] = [HostSampler(), gpus]
         for target in targets:
             samplers += [
                 ProcessSampler(target.pids, source=f"server {target.url}"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from statistics import fmean, stdev
 
 import pandas as pd
 from scipy import stats
 
-from ollamalab.compare import visit_values
 from ollamalab.lab.subject import Subject
 from ollamalab.lab.trials import Statistic, Trials
 from ollamalab.metrics import completed, decoding_shares
@@ -16,9 +17,9 @@ from ollamalab.records import RequestRecord, Sample
 
 
 def values(records: Iterable[RequestRecord], metric: Callable[[RequestRecord], float | None]) -> pd.DataFrame:
-    """Return columns ``arm`` and ``value``, one row per completed request."""
+    """Return columns ``arm`` and ``value``, one row per completed request; a value may be absent."""
     rows = [(record.arm, metric(record)) for record in completed(records)]
-    return pd.DataFrame(rows, columns=["arm", "value"])
+    return pd.DataFrame(rows, columns=["arm", "value"]).astype({"value": float})
 
 
 def timeline(records: Iterable[RequestRecord]) -> pd.DataFrame:
@@ -43,30 +44,33 @@ def sweep_points(trials: Trials, settings: Mapping[str, float], statistic: Stati
     Args:
         trials: One arm per setting.
         settings: Arm to the value of its setting.
-        statistic: The quantity in one visit.
+        statistic: The quantity in one visit; an arm without any has no row, one visit no interval.
     """
-    found = visit_values(trials.records, statistic)
     rows = []
     for arm, setting in settings.items():
-        known = [value for visit, value in found.items() if visit.arm == arm and value is not None]
-        if not known:
-            continue
-        mean, half = fmean(known), None
-        if len(known) > 1:
-            half = float(stats.t.ppf(0.975, len(known) - 1)) * stdev(known) / len(known) ** 0.5
-        rows.append((setting, mean, half and mean - half, half and mean + half))
+        known = trials.per_visit(arm, statistic)
+        if known:
+            mean, half = fmean(known), _t_half_width(known)
+            rows.append((setting, mean, mean - half, mean + half))
     return pd.DataFrame(rows, columns=["x", "value", "low", "high"], dtype=float)
+
+
+def _t_half_width(values: Sequence[float]) -> float:
+    """Return half of the 95 % t-interval of a mean; NaN for one value."""
+    n = len(values)
+    return float(stats.t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n) if n > 1 else math.nan
 
 
 def concurrency(trials: Trials) -> pd.DataFrame:
     """Return, by arm, the share of time in which 0, 1, 2 ... sequences decoded at once.
 
-    Shares are averaged over the arm's visits; the pauses between visits do not count.
+    Shares are averaged over the arm's visits; the pauses between visits do not count. A visit in which
+    nothing was sent has no shares, an arm of such visits no row.
     """
     rows = {}
     for arm in trials.arms:
-        shares = pd.DataFrame([decoding_shares(visit) for visit in _visits(trials.of(arm))])
-        rows[arm] = shares.fillna(0.0).mean()
+        if shares := _shares(trials.of(arm)):
+            rows[arm] = pd.Series([fmean(column) for column in zip_longest(*shares, fillvalue=0.0)])
     return pd.DataFrame(rows).T.fillna(0.0)
 
 
@@ -75,9 +79,9 @@ def one_visit(trials: Trials, arm: str) -> list[RequestRecord]:
     return _visits(trials.of(arm))[-1]
 
 
-def most_at_once(records: Sequence[RequestRecord]) -> int:
+def most_at_once(records: Iterable[RequestRecord]) -> int:
     """Return the most sequences that decoded at the same time, in any visit."""
-    return max((len(decoding_shares(visit)) - 1 for visit in _visits(records)), default=0)
+    return max((len(shares) - 1 for shares in _shares(records)), default=0)
 
 
 def most_busy(samples: Iterable[Sample], subject: Subject) -> int | None:
@@ -89,6 +93,11 @@ def most_busy(samples: Iterable[Sample], subject: Subject) -> int | None:
     ]
     known = [int(count) for count in busy if count is not None]
     return max(known, default=None)
+
+
+def _shares(records: Iterable[RequestRecord]) -> list[tuple[float, ...]]:
+    """Return the ``decoding_shares`` of each visit that has them."""
+    return [shares for visit in _visits(records) if (shares := decoding_shares(visit))]
 
 
 def _visits(records: Iterable[RequestRecord]) -> list[list[RequestRecord]]:

@@ -1,12 +1,10 @@
-"""The tables of host and run: machine, throughput row, findings, manifest, cold-start stages."""
+"""The tables of host and run: machine, throughput row, findings, manifest."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from typing import Any
-
-import pandas as pd
 
 from ollamalab.gpu import describe_gpus
 from ollamalab.host import describe
@@ -43,10 +41,7 @@ def machine_table() -> Table:
         ("Python", facts["python"]),
         ("Virtualisation", facts["virtualisation"]),
         ("Load average", ", ".join(f"{load:.2f}" for load in facts["load_average"])),
-        *(
-            (f"GPU {index}", f"{gpu['name']}, {gpu['memory_bytes'] / _GIB:.0f} GiB")
-            for index, gpu in enumerate(gpus["gpus"])
-        ),
+        *((f"GPU {index}", gpu_text(gpu)) for index, gpu in enumerate(gpus["gpus"])),
         *([("Driver", gpus["driver"])] if gpus["driver"] else [("GPU", gpus["reason"])]),
     ]
     return Table.of("machine", "This machine", [Column(name="Fact"), Column(name="Value")], rows)
@@ -55,9 +50,16 @@ def machine_table() -> Table:
 def configuration_text() -> str:
     """Return the machine in a few words: "2 × AMD EPYC, 24 GiB, no GPU"."""
     facts, gpus = describe(), describe_gpus()["gpus"]
-    names = ", ".join(f"{gpu['name']} {gpu['memory_bytes'] / _GIB:.0f} GiB" for gpu in gpus)
     memory = f"{facts['memory_bytes'] / _GIB:.0f} GiB"
-    return f"{facts['cpus_usable']} × {facts['cpu_model']}, {memory}, {names or 'no GPU'}"
+    names = ", ".join(map(gpu_text, gpus)) or "no GPU"
+    return f"{facts['cpus_usable']} × {facts['cpu_model']}, {memory}, {names}"
+
+
+def gpu_text(gpu: Mapping[str, Any]) -> str:
+    """Return one of ``describe_gpus`` in a few words: "NVIDIA H200 140 GiB"; what is not told is left out."""
+    memory_bytes = gpu.get("memory_bytes")
+    memory = "" if memory_bytes is None else f" {memory_bytes / _GIB:.0f} GiB"
+    return f"{gpu['name'] or 'unnamed GPU'}{memory}"
 
 
 def throughput_row(subject: Subject, single: LoadResult, several: LoadResult) -> Table:
@@ -102,20 +104,6 @@ def throughput_sentence(subject: Subject, single: LoadResult, several: LoadResul
     return (
         f"{subject.name}: {_known(one)} tokens/s for one client, {_known(all_of_them)} for "
         f"{several.settings.clients} together."
-    )
-
-
-def stages_table(stages: pd.DataFrame) -> Table:
-    """Return the stages of cold starts as a table of seconds, with their sum."""
-    columns = [Column(name="Scenario"), *(Column(name=str(name), unit="s", format=".3f") for name in stages)]
-    rows = [(scenario, *row, row.sum()) for scenario, row in stages.iterrows()]
-    return Table.of(
-        "stages",
-        "Stages of a cold start",
-        [*columns, Column(name="sum", unit="s", format=".3f")],
-        rows,
-        caption="Medians. Load, prefill and decode as the server reports them; other: slot wait, templating, "
-        "network and client.",
     )
 
 

@@ -9,6 +9,9 @@ import pandas as pd
 from ollamalab.compare import Comparison
 from ollamalab.lab.watching import Residency
 
+#: A century: servers write "for ever" as a date that is farther away.
+_FOREVER_S = 100 * 365.25 * 86400
+
 
 def plural(count: int, noun: str) -> str:
     """Return "1 slot", "4 slots"."""
@@ -20,39 +23,36 @@ def listed(counts: Mapping[str, int | None]) -> str:
     return ", ".join(f"{name}: {'n/a' if count is None else count}" for name, count in counts.items())
 
 
-def ratio_text(comparison: Comparison) -> str:
-    """Return "0.35× (95 % interval 0.31–0.40, 8 pairs)"; "n/a" where the pairs cannot carry it."""
+def result_text(comparison: Comparison) -> str:
+    """Return "0.35× (95 % interval 0.31–0.40, 8 pairs), faster", or why there is no verdict.
+
+    Pairs that were lost are told; what the pairs cannot carry is "n/a".
+    """
+    pairs = plural(comparison.pairs, "pair")
+    if comparison.lost_pairs:
+        pairs += f", {comparison.lost_pairs} lost"
+    word = comparison.verdict.text if comparison.verdict else f"no verdict ({comparison.reason})"
     if comparison.estimate is None or comparison.low is None or comparison.high is None:
-        return f"n/a with {plural(comparison.pairs, 'pair')}"
-    return (
-        f"{comparison.estimate:.2f}× (95 % interval {comparison.low:.2f}–{comparison.high:.2f}, "
-        f"{plural(comparison.pairs, 'pair')})"
-    )
-
-
-def verdict_text(comparison: Comparison) -> str:
-    """Return the verdict in words, or why there is none."""
-    return comparison.verdict.text if comparison.verdict else comparison.reason
+        return f"n/a ({pairs}), {word}"
+    interval = f"95 % interval {comparison.low:.2f}–{comparison.high:.2f}"
+    return f"{comparison.estimate:.2f}× ({interval}, {pairs}), {word}"
 
 
 def preload_title(comparison: Comparison) -> str:
     """Return the title of the figure of first requests."""
-    if comparison.estimate is None:
+    if comparison.estimate is None or comparison.high is None or comparison.high >= 1:
         return "The first request, cold and preloaded"
     return f"A preload cuts the first request to {comparison.estimate:.0%} of a cold one"
 
 
 def preload_sentence(comparison: Comparison) -> str:
     """Return what a preload saves."""
-    return f"A preloaded first request takes {ratio_text(comparison)} of the time of a cold one."
+    return f"First request, preloaded against cold: {result_text(comparison)}."
 
 
 def tuning_sentence(comparison: Comparison) -> str:
     """Return what the guide's settings do to a warm request."""
-    return (
-        f"The guide's settings make a warm request {ratio_text(comparison)} of what it was with the "
-        f"defaults: {verdict_text(comparison)}."
-    )
+    return f"Warm request, the guide's settings against the defaults: {result_text(comparison)}."
 
 
 def ping_sentence(pinged: Residency, kept: Residency, default_s: float) -> str:
@@ -63,16 +63,19 @@ def ping_sentence(pinged: Residency, kept: Residency, default_s: float) -> str:
         kept: With one that never ends.
         default_s: The server's own keep-alive.
     """
+    stay = "for ever" if default_s > _FOREVER_S else f"for {default_s:.0f} s"
     return (
-        f"a plain request keeps the model {default_s:.0f} s; pinged at 72 times its keep-alive it was loaded "
+        f"a plain request keeps the model {stay}; pinged at 72 times its keep-alive it was loaded "
         f"{pinged.loaded_ratio:.0%} of the time and {pinged.cold_pings} of {plural(pinged.pings, 'ping')} "
-        f"found it cold; with keep_alive −1, {kept.cold_pings} of {kept.pings} did, the first"
+        f"found it cold; with keep_alive −1, {kept.cold_pings} of {kept.pings} did (the first always does)"
     )
 
 
 def stages_title(stages: pd.DataFrame) -> str:
-    """Return which stage dominates the first row of a table of stages."""
-    first = stages.iloc[0].dropna()
+    """Return which stage dominates the first row of ``stage_medians``."""
+    first = stages.iloc[0].dropna() if len(stages) else stages
+    if first.empty:
+        return "Stages of a cold start"
     share = first.max() / first.sum()
     return f"{str(first.idxmax()).capitalize()} is {share:.0%} of a cold start ({stages.index[0]})"
 
@@ -83,24 +86,25 @@ def knee_title(contrasts: Sequence[Comparison]) -> str:
     Args:
         contrasts: Against the baseline, arms ascending; those of throughput count.
     """
-    rates = [item for item in contrasts if item.metric.better == "higher" and item.estimate is not None]
-    gains = [item for item in rates if item.low is not None and item.low > 1]
+    rates = [item for item in contrasts if item.metric.better == "higher"]
+    gains = {item: item.estimate for item in rates if item.estimate and item.low and item.low > 1}
     if not gains:
-        return "More slots do not raise throughput here"
-    best = max(gains, key=lambda item: item.estimate or 0.0)
-    return f"Throughput is highest at {best.arm}: {best.estimate:.2f}× that of {best.baseline}"
+        return "No gain in throughput from more slots was shown here"
+    best = max(gains, key=gains.__getitem__)
+    return f"Throughput is highest at {best.arm}: {gains[best]:.2f}× that of {best.baseline}"
 
 
 def decoding_title(shares: pd.DataFrame) -> str:
-    """Return how many sequences decoded at once with the most slots."""
-    row = shares.iloc[-1]
-    at_once = int(max(count for count, share in row.items() if share > 0))
-    return f"With {shares.index[-1]}, up to {at_once} sequences decode at once"
+    """Return how many sequences decoded at once in the arm where it was most, of ``concurrency``."""
+    most = {}
+    for arm, row in shares.iterrows():
+        most[str(arm)] = max(count for count, share in row.items() if share > 0)
+    if not most:
+        return "Sequences decoding at once"
+    arm = max(most, key=most.__getitem__)
+    return f"With {arm}, up to {plural(most[arm], 'sequence')} decode at once"
 
 
 def slots_sentence(comparison: Comparison) -> str:
     """Return what more slots do to the response time."""
-    return (
-        f"{comparison.arm} instead of {comparison.baseline} make the mean response {ratio_text(comparison)}: "
-        f"{verdict_text(comparison)}."
-    )
+    return f"Mean response, {comparison.arm} against {comparison.baseline}: {result_text(comparison)}."

@@ -22,6 +22,9 @@ from ollamalab.protocol.upstream import Request
 from ollamalab.records import RequestRecord
 from ollamalab.workload import chat_body, draw_prompt, inference_request, with_nonce
 
+#: A visit of one request.
+ONE_REQUEST = LoadSettings(requests=1)
+
 _UNLOAD_DEADLINE_S = 30.0
 _POLL_S = 0.01
 
@@ -40,6 +43,7 @@ class Subject:
     Attributes:
         target: The server.
         model: Name of the model as it is sent.
+        client: For single calls; another one after ``restart``.
         health: How the client fared in each load, in order.
     """
 
@@ -127,8 +131,7 @@ class Subject:
             await self.unload()
             if is_preloaded:
                 await self.client.preload(self.model)
-            once = LoadSettings(requests=1)
-            return (await self.offer(once, shape, stream=f"block {visit.block}")).records
+            return (await self.offer(ONE_REQUEST, shape, stream=f"block {visit.block}")).records
 
         return visit
 
@@ -150,7 +153,13 @@ class Subject:
 
     async def is_loaded(self) -> bool:
         """Whether the server lists the model as loaded."""
-        return parse_name(self.model).key in {parse_name(model).key for model in await self.loaded()}
+        return await self.listing() is not None
+
+    async def listing(self) -> Mapping[str, Any] | None:
+        """Return what ``/api/ps`` says of the model; None if it is not loaded."""
+        key = parse_name(self.model).key
+        loaded = await self.loaded()
+        return next((entry for name, entry in loaded.items() if parse_name(name).key == key), None)
 
     async def loaded(self) -> Mapping[str, Any]:
         """Return the loaded models by name, each as ``/api/ps`` describes it."""

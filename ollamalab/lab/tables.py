@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from ollamalab.compare import Comparison
-from ollamalab.lab.trials import Trials
+from ollamalab.lab.cold import STAGES, ColdStart, by_scenario, stage_medians
+from ollamalab.lab.trials import Trials, mean_of
 from ollamalab.metrics import (
-    completed,
+    PERCENTILES,
     e2e_final_line_s,
+    least_samples,
     output_tokens_per_s,
     response_s,
     run_s,
@@ -33,7 +35,7 @@ def comparison_table(name: str, title: str, comparisons: Sequence[Comparison]) -
             item.arm_value,
             item.baseline_value,
             None if item.estimate is None else (item.estimate, item.low, item.high),
-            item.pairs,
+            _pairs(item),
             item.detectable,
             item.verdict.text if item.verdict else item.reason,
         )
@@ -55,7 +57,8 @@ def comparison_table(name: str, title: str, comparisons: Sequence[Comparison]) -
         ],
         rows,
         caption="Means of the visits; Hodges–Lehmann ratio over pairs with its exact 95 % interval. "
-        "Detectable: the ratio that so many pairs find in four of five cases.",
+        "A pair is lost where a visit gave no value. Detectable: the ratio that so many pairs find in four "
+        "of five cases.",
     )
 
 
@@ -84,36 +87,30 @@ def latency_table(name: str, title: str, arms: Mapping[str, Sequence[RequestReco
         Column(name="n"),
         *percentiles,
     ]
-    caption = (
-        "Completed requests; n/a where n cannot carry a percentile (p50 needs 11, p90 64, p95 130, p99 662)."
-    )
+    needs = ", ".join(f"p{100 * share:g} {least_samples(share)}" for share in PERCENTILES)
+    caption = f"Completed requests; n/a where n cannot carry a percentile (least n: {needs})."
     return Table.of(name, title, columns, rows, caption=caption)
 
 
 def staged_table(name: str, title: str, trials: Trials) -> Table:
-    """Return S2's table: success, mean response, throughput and total time per stage, and the change.
+    """Return S2's table: success, mean response, throughput and total time per stage.
 
     Response time counts from the planned send. Total time adds up the visits, so that arms with equally
-    many visits compare. The change is that of the mean response against the first stage.
+    many visits compare.
     """
     rows = []
     for arm in trials.arms:
-        records = trials.of(arm)
-        times = [value for value in map(response_s, completed(records)) if value is not None]
-        visits: dict[int | None, list[RequestRecord]] = {}
-        for record in records:
-            visits.setdefault(record.visit, []).append(record)
-        lasted = [seconds for seconds in map(run_s, visits.values()) if seconds is not None]
-        rates = [rate for rate in map(output_tokens_per_s, visits.values()) if rate is not None]
-        share = success_share(records)
+        share = success_share(trials.of(arm))
+        rates = trials.per_visit(arm, output_tokens_per_s)
+        lasted = trials.per_visit(arm, run_s)
         rows.append(
             (
                 arm,
                 (share.ratio, share.low, share.high),
-                fmean(times) if times else None,
+                mean_of(response_s)(trials.of(arm)),
                 fmean(rates) if rates else None,
                 sum(lasted) if lasted else None,
-                len(records),
+                share.of,
             )
         )
     return Table.of(
@@ -140,12 +137,8 @@ def gap_table(name: str, title: str, comparisons: Sequence[Comparison]) -> Table
             item.metric.name,
             item.baseline_value,
             item.arm_value,
-            None
-            if item.estimate is None or item.low is None or item.high is None
-            else (item.estimate - 1, item.low - 1, item.high - 1)
-            if item.metric.kind == "ratio"
-            else (item.estimate, item.low, item.high),
-            item.pairs,
+            _gap(item),
+            _pairs(item),
         )
         for item in comparisons
     ]
@@ -162,5 +155,42 @@ def gap_table(name: str, title: str, comparisons: Sequence[Comparison]) -> Table
             Column(name="Pairs"),
         ],
         rows,
-        caption="Gap of the target to the reference with its exact 95 % interval.",
+        caption="Gap of the target to the reference with its exact 95 % interval; of a share in points.",
     )
+
+
+def stages_table(starts: Sequence[ColdStart]) -> Table:
+    """Return the median stages of cold starts in seconds, with their sum."""
+    groups = by_scenario(starts)
+    rows = []
+    for scenario, stages in stage_medians(starts).iterrows():
+        group = groups[str(scenario)]
+        n = _of_all(sum(start.is_ok for start in group), len(group))
+        rows.append((scenario, n, *stages, stages.sum(min_count=1)))
+    seconds = [Column(name=name, unit="s", format=".3f") for name in (*STAGES, "sum")]
+    return Table.of(
+        "stages",
+        "Stages of a cold start",
+        [Column(name="Scenario"), Column(name="n"), *seconds],
+        rows,
+        caption="Medians of n completed requests. Load, prefill and decode as the server reports them; "
+        "other: slot wait, templating, network and client.",
+    )
+
+
+def _gap(item: Comparison) -> tuple[float, float | None, float | None] | None:
+    """Return a comparison's estimate and interval as a change; None without an estimate."""
+    if item.estimate is None:
+        return None
+    same = 1.0 if item.metric.kind == "ratio" else 0.0
+    low, high = (None if end is None else end - same for end in (item.low, item.high))
+    return item.estimate - same, low, high
+
+
+def _pairs(item: Comparison) -> int | str:
+    return _of_all(item.pairs, item.pairs + item.lost_pairs)
+
+
+def _of_all(counted: int, every: int) -> int | str:
+    """Return how many count; "7 of 8" where some were lost."""
+    return counted if counted == every else f"{counted} of {every}"

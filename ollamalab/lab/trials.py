@@ -6,6 +6,7 @@ visitors in the order of the design and labels what comes back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -46,6 +47,11 @@ class Trials:
         """Return the records of one arm, in order."""
         return [record for record in self.records if record.arm == arm]
 
+    def per_visit(self, arm: str, statistic: Statistic) -> list[float]:
+        """Return a statistic of each visit of an arm that has it, in order."""
+        values = visit_values(self.of(arm), statistic)
+        return [value for value in values.values() if value is not None]
+
     def contrast(
         self,
         metric: Metric,
@@ -70,14 +76,19 @@ class Trials:
 
 
 def best_arm(trials: Trials, statistic: Statistic, *, among: Sequence[str]) -> str:
-    """Return the arm whose visits have the lowest mean of a statistic, such as a response time."""
-    values = visit_values(trials.records, statistic)
-    means = {
-        arm: fmean(known)
-        for arm in among
-        if (known := [value for visit, value in values.items() if visit.arm == arm and value is not None])
-    }
-    return min(means, key=means.__getitem__)
+    """Return the arm whose visits have the lowest mean of a statistic, such as a response time.
+
+    Args:
+        trials: What was measured.
+        statistic: Its value in one visit; an arm without any is last.
+        among: Arms to choose from, at least one.
+    """
+
+    def mean(arm: str) -> float:
+        known = trials.per_visit(arm, statistic)
+        return fmean(known) if known else math.inf
+
+    return min(among, key=mean)
 
 
 async def run_visits(visitors: Mapping[str, Visitor], visits: Iterable[Visit]) -> Trials:

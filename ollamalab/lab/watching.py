@@ -17,10 +17,10 @@ class Residency:
     """Whether a model was loaded, over a stretch of time.
 
     Attributes:
-        watched_s: How long it was watched.
+        watched_s: How long it was watched, from the end of each ping to the next one.
         loaded_s: For how long of it the server listed the model.
-        pings: Requests that were sent meanwhile.
-        cold_pings: Those that found the model unloaded.
+        pings: Requests that were sent.
+        cold_pings: Those that found the model unloaded; the first always does.
     """
 
     watched_s: float
@@ -37,36 +37,40 @@ class Residency:
 async def watch_pings(subject: Subject, *, every_s: float, pings: int, keep_alive_s: float) -> Residency:
     """Ping a model at intervals and watch whether it stays loaded in between.
 
+    Intervals begin when a ping has been answered, as keep-alives do: the load of a large model can take
+    longer than an interval.
+
     Args:
         subject: The model; unloaded first.
-        every_s: Between two pings.
-        pings: How many; the watch ends one interval after the last.
+        every_s: From the end of a ping to the next; > 0.
+        pings: How many, at least 1; the watch ends one interval after the last.
         keep_alive_s: Sent with each ping.
     """
     await subject.unload()
-    start_s = before_s = time.perf_counter()
-    loaded_s, sent, cold = 0.0, 0, 0
-    was_loaded = False
-    while (now_s := time.perf_counter()) < start_s + pings * every_s:
-        loaded_s += (now_s - before_s) * was_loaded
-        before_s = now_s
-        was_loaded = await subject.is_loaded()
-        if sent < pings and now_s >= start_s + sent * every_s:
-            cold += not was_loaded
-            sent += 1
-            await subject.client.preload(subject.model, keep_alive=keep_alive_s)
-        else:
+    watched_s, loaded_s, cold = 0.0, 0.0, 0
+    for _ in range(pings):
+        cold += not await subject.is_loaded()
+        await subject.client.preload(subject.model, keep_alive=keep_alive_s)
+        start_s = before_s = time.perf_counter()
+        while before_s < start_s + every_s:
             await asyncio.sleep(_POLL_S)
-    return Residency(watched_s=before_s - start_s, loaded_s=loaded_s, pings=sent, cold_pings=cold)
+            is_loaded = await subject.is_loaded()
+            now_s = time.perf_counter()
+            loaded_s += (now_s - before_s) * is_loaded
+            before_s = now_s
+        watched_s += before_s - start_s
+    return Residency(watched_s=watched_s, loaded_s=loaded_s, pings=pings, cold_pings=cold)
 
 
 async def default_keep_alive_s(subject: Subject) -> float:
     """Return how long the server keeps the model after a request that does not say, in seconds.
 
     Read from ``expires_at`` of ``/api/ps``, after an unload: an earlier request's own value would stick.
+    The server's clock and ours have to agree. 0 if the model is gone at once.
     """
     await subject.unload()
     await subject.client.preload(subject.model)
-    loaded = await subject.loaded()
-    expires = datetime.fromisoformat(next(iter(loaded.values()))["expires_at"])
-    return (expires - datetime.now(UTC)).total_seconds()
+    entry = await subject.listing()
+    if entry is None:
+        return 0.0
+    return (datetime.fromisoformat(entry["expires_at"]) - datetime.now(UTC)).total_seconds()
