@@ -99,10 +99,10 @@ def decoding_title(shares: pd.DataFrame) -> str:
     most = {}
     for arm, row in shares.iterrows():
         most[str(arm)] = max(count for count, share in row.items() if share > 0)
-    if not most:
-        return "Sequences decoding at once"
-    arm = max(most, key=most.__getitem__)
-    return f"With {arm}, up to {plural(most[arm], 'sequence')} decode at once"
+    arm = max(most, key=most.__getitem__, default="")
+    if not arm or most[arm] < 2:
+        return "No two sequences decoded at once"
+    return f"With {arm}, up to {most[arm]} sequences decode at once"
 
 
 def slots_sentence(comparison: Comparison) -> str:
