@@ -27,8 +27,8 @@ _MARKS = {
     "not testable here": ("–", "mute"),
 }
 
-#: Spaces before a unit or an arrow, and after an arrow or a comparison.
-_LOOSE = re.compile(r"(?<=\d) (?=%|×|s\b|ms\b|min\b|h\b|GB\b|tokens\b)| (?=→)|(?<=[→≤≥=]) ")
+#: Spaces between a number and what it counts, around an arrow, and after a comparison.
+_LOOSE = re.compile(r"(?<=\d) (?=[%×A-Za-z])| (?=→)|(?<=[→≤≥=]) ")
 
 _STATES = {"done": "done", "failed": "failed", "running": "cut off", "waiting": "not run"}
 

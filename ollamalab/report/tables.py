@@ -133,9 +133,10 @@ def cell_text(cell: Cell, column: Column) -> str:
 
 
 def interval_text(low: float, high: float, spec: str | None) -> str:
-    """Return "1.20–1.50", or "−0.3 to 0.4" where a dash would read as a minus."""
-    joint = " to " if low < 0 or high < 0 else "–"
-    return f"{_number(low, spec)}{joint}{_number(high, spec)}"
+    """Return "1.20–1.50", "91–99 %", or "−0.3 to 0.4" where a dash would read as a minus."""
+    first, last = _number(low, spec), _number(high, spec)
+    joint = " to " if {first[0], last[0]} & {"−", "+"} else "–"
+    return first.removesuffix("\u202f%") + joint + last
 
 
 def _cell_html(cell: Cell, column: Column) -> str:
