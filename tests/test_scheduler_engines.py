@@ -185,12 +185,12 @@ async def test_one_model_is_gone_before_the_next_is_loaded(
 
 
 async def test_after_a_storm_of_hang_ups_every_slot_is_idle(scheduler: Scheduler, model: ModelFile) -> None:
-    """Forty clients, half of whom leave at some random moment: waiting, at the first token, or later."""
+    """Twenty-four clients, half of whom leave at some random moment: waiting, at the first token, or later."""
     chance = random.Random(7)
     outcomes: Counter[str] = Counter()
 
     async def client() -> None:
-        story = Story(scheduler, model, tokens=chance.randrange(1, 20))
+        story = Story(scheduler, model, tokens=chance.randrange(1, 10))
         if chance.random() < 0.5:
             if chance.random() < 0.5:
                 await story.begun()
@@ -202,10 +202,10 @@ async def test_after_a_storm_of_hang_ups_every_slot_is_idle(scheduler: Scheduler
         outcomes["left" if story.task.cancelled() else "served"] += 1
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(40):
+        for _ in range(24):
             group.create_task(client())
-    assert outcomes["left"] > 5
-    assert outcomes["served"] > 5
+    assert outcomes["left"] > 3
+    assert outcomes["served"] > 3
     statistics = scheduler.statistics()
     assert (statistics.pending, statistics.leases, statistics.slots_held, statistics.slots_waiting) == (
         0,
