@@ -69,7 +69,7 @@ def test_a_figure_is_closed_and_says_its_finding(name: str) -> None:
     """It shows once in a notebook; title and caption are on it, the caption marked as such."""
     figure = DRAWINGS[name](title="Loading dominates", caption="n = 12, 95 % intervals")
     assert plt.get_fignums() == []
-    assert figure.axes[0].get_title(loc="left") == "Loading dominates"
+    assert figure.get_suptitle() == "Loading dominates"
     captions = [text.get_text() for text in figure.texts if text.get_gid() == "caption"]
     assert captions == ["n = 12, 95 % intervals"]
     assert figure.axes[-1].get_xlabel()

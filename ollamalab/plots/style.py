@@ -39,13 +39,10 @@ _RC: dict[Any, Any] = {
     "axes.spines.left": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12.0,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
     "figure.dpi": 120,  # at 110 the bold digits of DejaVu come out with serifs
     "figure.facecolor": "white",
+    "figure.titlesize": 11.5,
+    "figure.titleweight": "bold",
     "font.family": ["DejaVu Sans"],
     "font.size": 9.5,
     "grid.color": GRID,
@@ -84,7 +81,8 @@ def canvas(
             layout="constrained",
         )
         axes = [row[0] for row in grid]
-        axes[0].set_title("\n".join(textwrap.wrap(title, 76)))
+        # Over the whole figure, not the axes: beside long labels a long title would run off the page.
+        figure.suptitle("\n".join(textwrap.wrap(title, 80)), x=0.01, ha="left", color=INK)
         try:
             yield figure, axes
             if caption:
@@ -137,4 +135,3 @@ def legend_above(axes: Axes, columns: int = 6, handles: Sequence[Any] | None = N
         handletextpad=0.5,
         **arguments,
     )
-    axes.set_title(axes.get_title(loc="left"), pad=30)
