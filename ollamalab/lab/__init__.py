@@ -40,6 +40,7 @@ from ollamalab.lab.overview import (
     throughput_sentence,
 )
 from ollamalab.lab.sentences import (
+    Said,
     decoding_title,
     knee_title,
     listed,
@@ -67,6 +68,7 @@ __all__ = [
     "Lab",
     "PromptShape",
     "Residency",
+    "Said",
     "Subject",
     "Trials",
     "as_starts",

@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any
 
 from ollamalab.claims import CLAIMS
-from ollamalab.compare import Comparison, blocks_for_pairs, design, not_testable, settle_fact
+from ollamalab.compare import ClaimVerdict, Comparison, blocks_for_pairs, design, not_testable, settle_fact
 from ollamalab.gpu import gpu_sampler
 from ollamalab.host import HostSampler, ProcessSampler
 from ollamalab.hosts import SlotSampler, Target, open_target
 from ollamalab.hosts.slots import Slots
+from ollamalab.lab.sentences import Said
 from ollamalab.lab.subject import Subject
 from ollamalab.lab.trials import Trials, Visitor, run_visits
 from ollamalab.loadgen import LoadResult
@@ -115,35 +116,30 @@ class Lab:
             )
         return self.report.save()
 
-    def settle(self, claim: str, comparison: Comparison, subject: Subject) -> Contrast:
-        """Keep a measured contrast; "" as claim for one that settles no published claim."""
+    def settle(self, claim: str, comparison: Comparison, subject: Subject) -> None:
+        """Keep a measured contrast for the verdicts of the run.
+
+        Args:
+            claim: Id of the published claim that it settles; "" for none.
+            comparison: Primary, so that it counts among the run's tests.
+            subject: What it was measured on.
+        """
         sign = "/" if comparison.metric.kind == "ratio" else "−"
-        return self.report.add_contrast(
-            Contrast(
-                text=f"{comparison.arm} {sign} {comparison.baseline}, {comparison.metric.name}",
-                claim=claim,
-                comparison=comparison,
-                target=subject.name,
-            )
-        )
+        text = f"{comparison.arm} {sign} {comparison.baseline}, {comparison.metric.name}"
+        self.report.add_contrast(Contrast(text=text, claim=claim, comparison=comparison, target=subject.name))
 
-    def observe(self, claim: str, *, holds: bool, evidence: str, subject: Subject, n: int) -> Contrast:
-        """Settle a factual claim by what was seen, ``n`` times."""
-        return self.report.add_contrast(
-            Contrast(
-                text=CLAIMS[claim].text,
-                claim=claim,
-                observed=settle_fact(holds=holds, evidence=evidence),
-                n=n,
-                target=subject.name,
-            )
-        )
+    def observe(self, claim: str, *, holds: bool, evidence: str, subject: Subject, n: int) -> Said:
+        """Settle a factual claim by what was seen, ``n`` times; return the verdict for the cell to show."""
+        return self._say(claim, settle_fact(holds=holds, evidence=evidence), target=subject.name, n=n)
 
-    def not_testable(self, claim: str, reason: str) -> Contrast:
-        """Say why a claim cannot be tested here."""
-        return self.report.add_contrast(
-            Contrast(text=CLAIMS[claim].text, claim=claim, observed=not_testable(reason))
-        )
+    def not_testable(self, claim: str, reason: str) -> Said:
+        """Say why a claim cannot be tested here; return the verdict for the cell to show."""
+        return self._say(claim, not_testable(reason))
+
+    def _say(self, claim: str, seen: ClaimVerdict, *, target: str = "", n: int | None = None) -> Said:
+        text = CLAIMS[claim].text
+        self.report.add_contrast(Contrast(text=text, claim=claim, observed=seen, target=target, n=n))
+        return Said(f"**{claim}, {seen.word}:** {text}. *{seen.reason[:1].upper()}{seen.reason[1:]}.*")
 
     async def close(self) -> None:
         """End every server that was started and every connection."""

@@ -13,6 +13,15 @@ from ollamalab.lab.watching import Residency
 _FOREVER_S = 100 * 365.25 * 86400
 
 
+class Said(str):
+    """A sentence that a notebook shows as formatted text."""
+
+    __slots__ = ()
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
 def plural(count: int, noun: str) -> str:
     """Return "1 slot", "4 slots"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
