@@ -308,7 +308,9 @@ class EngineStream:
 
 
 def _environment() -> dict[str, str]:
-    # OpenMP's threads spin while they wait for each other. As soon as anything else wants a core (a
-    # client, a second engine, a CI neighbour), one token then costs a scheduling quantum: 75-170 ms
-    # instead of 22 ms, measured with two busy neighbours on two cores.
-    return {"OMP_WAIT_POLICY": "passive", **os.environ}
+    # Threads of an OpenMP build meet at some 400 barriers per token, and spin there for milliseconds
+    # by default. Fine on idle cores; but if anything else wants one of them (a client, a second
+    # engine, a neighbour in CI), the spinners wait for a thread that is not running. Measured with
+    # 2 cores, milliseconds per token without and with two busy neighbours: default 7.4 and 208,
+    # a short spin 7.9 and 18, never spinning (OMP_WAIT_POLICY=passive) 20 and 27.
+    return {"GOMP_SPINCOUNT": "300", **os.environ}
