@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -44,6 +45,19 @@ async def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     opened = Lab(EXPERIMENT, namespace(seed=11, requests=2))
     yield opened
     await opened.close()
+
+
+@pytest.mark.parametrize("notebook", sorted(root().glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_whatever_a_notebook_takes_from_the_lab_is_public(notebook: Path) -> None:
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    used = {
+        node.attr
+        for cell in cells
+        for node in ast.walk(ast.parse("".join(cell["source"])))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lab"
+    }
+    assert used
+    assert used <= set(lab.__all__)
 
 
 def test_parameters_are_those_of_the_notebooks_cell_as_they_are_used(experiment: Lab) -> None:
