@@ -74,3 +74,14 @@ def test_the_version_is_told() -> None:
     shown = CliRunner().invoke(app, ["--version"])
     assert shown.exit_code == 0
     assert shown.output == f"ollamalab {ollamalab.__version__}\n"
+
+
+def test_a_missing_package_is_one_line_with_the_next_step() -> None:
+    """The base installation is small; a command that needs more says what to install."""
+    script = (
+        "import sys; sys.modules['numpy'] = None; sys.argv = ['ollamalab', 'list'];"
+        "from ollamalab.cli import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "the package numpy is missing; run: pip install 'ollamalab[all]'" in ended.stderr

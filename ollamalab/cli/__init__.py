@@ -22,5 +22,11 @@ def main() -> None:
     except OllamaLabError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"ollamalab: {error}", markup=False)
         sys.exit(EXIT_BAD_INPUT)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "ollamalab":
+            raise  # not a package that an extra would bring
+        text = f"ollamalab: the package {error.name} is missing; run: pip install 'ollamalab[all]'"
+        Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
+        sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
