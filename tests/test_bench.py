@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import signal
 import socket
@@ -16,10 +17,11 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
+from rich.console import Console
 
 from ollamalab.cli import main
-from ollamalab.cli.bench_view import progress_line
-from ollamalab.loadgen import LoadProgress
+from ollamalab.cli.bench_view import progress_line, show
+from ollamalab.loadgen import InstrumentHealth, LoadProgress, LoadResult, LoadSettings, load_summary
 from ollamalab.metrics import lindley_response_s
 from ollamalab.records import Outcome, RequestRecord
 from ollamalab.scripted import Fault, Script, ScriptedServer
@@ -243,6 +245,7 @@ async def test_files_are_written_both_or_neither(tmp_path: Path) -> None:
         ("--api-key-file /absent.key", "/absent.key"),
         ("--json /absent/result.json", "/absent"),
         ("--json /", "is a folder"),
+        ("--json /proc/result.json", "nothing can be written there"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_sent(
@@ -256,6 +259,38 @@ def test_bad_input_is_one_line_before_anything_is_sent(
     err = capsys.readouterr().err
     assert (caught.value.code, err.count("\n")) == (2, 1)
     assert words in err
+
+
+async def test_a_key_that_no_header_can_carry_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("name schlüssel\n", encoding="utf-8")
+    ended = await bench("127.0.0.1:1", "--model", "m", "--api-key-file", tmp_path / "key")
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert "a key is ASCII" in ended.err
+    assert "schlüssel" not in ended.err
+
+
+def test_gaps_that_the_client_made_are_not_shown_and_said_to_be_so() -> None:
+    """Chunks that share a read have no gaps of the server's; too few requests is not the reason."""
+    moments: dict[str, Any] = {"intended_s": 0.0, "sent_s": 0.0, "first_token_s": 1.0, "last_token_s": 2.0}
+    record = RequestRecord(
+        index=0,
+        target="t",
+        model="m",
+        outcome=Outcome.OK,
+        end_s=2.0,
+        token_times_s=(1.0, 2.0, 2.0, 2.0),
+        shared_reads=2,
+        **moments,
+    )
+    health = InstrumentHealth(
+        cpu_ratio=0.1, loop_lag_s=None, send_lag_s=None, load_average=(0.0, 0.0, 0.0), reasons=()
+    )
+    result = LoadResult(
+        settings=LoadSettings(requests=1), records=(record,), planned=1, health=health, is_complete=True
+    )
+    console = Console(record=True, width=120, file=io.StringIO())
+    show(console, result, load_summary(result, target="t", model="m", records=None))
+    assert "no itl: 50% of the chunks came in one read with others" in console.export_text()
 
 
 def test_the_progress_line_tells_what_failed_and_what_is_under_way() -> None:

@@ -194,15 +194,26 @@ def _api_key(file: Path) -> str:
     words = next((line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")), [])
     if not words:
         raise SettingsError(f"--api-key-file {file} holds no key; write one line with it")
+    if not (words[-1].isascii() and words[-1].isprintable()):
+        raise SettingsError(f"--api-key-file {file}: a key is ASCII, as HTTP headers are; write another")
     return words[-1]
 
 
 def _check_place(file: Path) -> None:
     """Refuse a place for the result that cannot work, before minutes of load."""
+    import tempfile
+
     if file.is_dir():
         raise SettingsError(f"--json {file} is a folder; write --json {file / 'result.json'}")
     if not file.absolute().parent.is_dir():
         raise SettingsError(f"--json {file}: {file.parent} is not a folder; make it or choose another")
+    try:
+        with tempfile.TemporaryFile(dir=file.absolute().parent):
+            pass
+    except OSError as error:
+        raise SettingsError(
+            f"--json {file}: nothing can be written there ({error.strerror}); choose another folder"
+        ) from error
 
 
 async def _measure(

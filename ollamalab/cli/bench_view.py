@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ollamalab.loadgen import LoadProgress, LoadResult, growth_s, waiting_ratio
 from ollamalab.loadgen.summary import OVERLOADED_RATIO
-from ollamalab.metrics import measured
+from ollamalab.metrics import MAX_SHARED_READ_RATIO, measured, shared_read_ratio
 from ollamalab.records import Outcome
 
 _SHOWN_ERRORS = 3
@@ -80,7 +80,7 @@ def _instrument(result: LoadResult) -> str:
     lag = "n/a" if health.loop_lag_s is None else f"{health.loop_lag_s.p99 * 1e3:.1f} ms"
     load = ", ".join(f"{average:.1f}" for average in health.load_average)
     return (
-        f"n/a: too few requests for that figure · client: {health.cpu_ratio:.0%} of a core, "
+        f"n/a: too few independent values, or not told · client: {health.cpu_ratio:.0%} of a core, "
         f"event loop late by {lag} at p99, load average {load}"
     )
 
@@ -97,6 +97,12 @@ def _warnings(result: LoadResult) -> list[str]:
         )
     if result.short_replies:
         warnings.append(f"{result.short_replies} answers ended before the length asked for (--num-predict)")
+    shared = shared_read_ratio(result.records)
+    if shared is not None and shared > MAX_SHARED_READ_RATIO:
+        warnings.append(
+            f"no itl: {shared:.0%} of the chunks came in one read with others, so gaps tell nothing of the "
+            "server; tpot still does"
+        )
     errors = Counter(
         record.error for record in measured(result.records) if record.outcome is not Outcome.CANCELLED
     )
