@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 from tiny_lab import add_notebook, add_parameters
 
 from ollamalab.errors import OllamaLabError, RunError, SettingsError
 from ollamalab.report import new_run_folder, read_manifest, write_manifest
-from ollamalab.runner import Plan, discover, make_plan
+from ollamalab.runner import Plan, batch, discover, make_plan
 from ollamalab.runner.batch import find_unfinished, remaining, start
 from ollamalab.runner.parameters import check, parse_parameters
 from ollamalab.runner.progress import Pace, spell
@@ -254,6 +256,27 @@ def test_a_run_that_cannot_begin_leaves_no_folder(lab: Path, tmp_path: Path) -> 
     (tmp_path / "results").write_text("")
     with pytest.raises(RunError, match="choose another with --out"):
         start(make_plan(lab), tmp_path / "results")
+
+
+def test_a_resumed_run_has_no_end_until_it_ends_again(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ended with failures is resumed and cut off: its report must not call it finished."""
+    plan = make_plan(lab, names=["02"])
+    folder = start(plan, tmp_path / "results")
+    failed = {"02_cold_start": "failed"}
+    write_manifest(
+        folder, replace(read_manifest(folder), experiments=failed, finished_utc="2026-11-21T03:44:08Z")
+    )
+
+    def cut_off(*arguments: Any) -> tuple[str, None]:
+        arguments[-1].asked = True
+        return "waiting", None
+
+    monkeypatch.setattr(batch, "_execute", cut_off)
+    assert batch.run_batch(plan, folder, Console(quiet=True)).interrupted
+    assert read_manifest(folder).finished_utc is None
+    assert "unfinished" in (folder / "report.html").read_text()
 
 
 # Time left

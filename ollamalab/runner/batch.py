@@ -118,7 +118,8 @@ def run_batch(plan: Plan, folder: Path, console: Console) -> BatchResult:
     Raises:
         RunError: The folder cannot be read or written; what is done stays.
     """
-    manifest = read_manifest(folder)
+    # A resumed run may have had an end before, with failures; now it has none until it ends again.
+    manifest = replace(read_manifest(folder), finished_utc=None)
     tasks = remaining(plan, manifest)
     stop = _Stop()
     with stop.on_signals(), BatchView(console, tasks) as view:
