@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from lab_samples import E2E, SUCCESS, compared, done, failed, trials
 
@@ -137,6 +139,10 @@ def test_stages_of_a_cold_start_are_medians_and_other_is_what_is_left() -> None:
     # Slot wait 7 - load - 3, network 8 - 7: 2 and 1 for "fresh".
     assert medians.loc["fresh"].tolist() == [1.0, 3.5, 1.0, 2.0, 1.5]
     assert medians.loc["unloaded"].isna().tolist() == [True, False, False, False, False]
+    # A second to connect belongs to it too: 1 + slot wait 7 - 6 + network 8 - 1 - 7.
+    fresh = cold("fresh", spawn_s=None, load_s=3.0)
+    connecting = replace(fresh, record=replace(fresh.record, connected_s=1.0))
+    assert lab.stage_medians([connecting]).loc["fresh", "other"] == 1.0 + 1.0 + 0.0
     table = lab.stages_table(starts)
     assert table.rows[0] == ("fresh", 2, 1.0, 3.5, 1.0, 2.0, 1.5, 9.0)
     assert table.rows[1] == ("unloaded", 1, None, 4.0, 1.0, 2.0, 1.0, 8.0)

@@ -105,7 +105,7 @@ def stage_medians(starts: Iterable[ColdStart]) -> pd.DataFrame:
     """Return the median seconds of each stage: index scenario, in order of appearance.
 
     Only starts whose request completed count. Prefill and decode are the server's own; *other* is what is
-    left of the client's time: slot wait, templating, network and the client itself.
+    left of the client's time: connecting, slot wait, templating, network and the client itself.
     """
     rows: dict[str, dict[str, float | None]] = {}
     for scenario, every in by_scenario(starts).items():
@@ -116,7 +116,9 @@ def stage_medians(starts: Iterable[ColdStart]) -> pd.DataFrame:
             "load": _median([ledger.load_s for ledger in ledgers]),
             "prefill": _median([ledger.prompt_eval_s for ledger in ledgers]),
             "decode": _median([ledger.eval_s for ledger in ledgers]),
-            "other": _median([_sum(ledger.slot_wait_s, ledger.network_s) for ledger in ledgers]),
+            "other": _median(
+                [_sum(ledger.connect_s, ledger.slot_wait_s, ledger.network_s) for ledger in ledgers]
+            ),
         }
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(STAGES)).astype(float)
 

@@ -90,17 +90,20 @@ def stages_title(stages: pd.DataFrame) -> str:
 
 
 def knee_title(contrasts: Sequence[Comparison]) -> str:
-    """Return where throughput stops rising.
+    """Return the largest gain in throughput that is shown, with its interval.
+
+    Not that it is the highest: the arms are compared with the baseline, not with each other.
 
     Args:
-        contrasts: Against the baseline, arms ascending; those of throughput count.
+        contrasts: Against the baseline; those of throughput count.
     """
     rates = [item for item in contrasts if item.metric.better == "higher"]
     gains = {item: item.estimate for item in rates if item.estimate and item.low and item.low > 1}
     if not gains:
         return "No gain in throughput from more slots was shown here"
     best = max(gains, key=gains.__getitem__)
-    return f"Throughput is highest at {best.arm}: {gains[best]:.2f}× that of {best.baseline}"
+    interval = f"95 % interval {best.low:.2f}–{best.high:.2f}"
+    return f"{best.arm} give {gains[best]:.2f}× the throughput of {best.baseline} ({interval})"
 
 
 def decoding_title(shares: pd.DataFrame) -> str:

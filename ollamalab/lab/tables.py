@@ -58,7 +58,7 @@ def comparison_table(name: str, title: str, comparisons: Sequence[Comparison]) -
         rows,
         caption="Means of the visits; Hodges–Lehmann ratio over pairs with its exact 95 % interval. "
         "A pair is lost where a visit gave no value. Detectable: the ratio that so many pairs find in four "
-        "of five cases.",
+        "of five cases. Verdicts are of each row alone; the claims are corrected over the run.",
     )
 
 
@@ -174,7 +174,7 @@ def stages_table(starts: Sequence[ColdStart]) -> Table:
         [Column(name="Scenario"), Column(name="n"), *seconds],
         rows,
         caption="Medians of n completed requests. Load, prefill and decode as the server reports them; "
-        "other: slot wait, templating, network and client.",
+        "other: connecting, slot wait, templating, network and client. The sum is of the medians.",
     )
 
 
