@@ -29,7 +29,9 @@ def run(
             metavar="[EXPERIMENT]...", help='"02_cold_start", "cold_start" or "02"; default: all.'
         ),
     ] = None,
-    profile: Annotated[str, typer.Option(help="Parameter files to use: quick, gpu or cluster.")] = "quick",
+    profile: Annotated[
+        str, typer.Option(help="Folder of parameter files in params/; quick: the notebooks' defaults.")
+    ] = "quick",
     out: _Results = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Finish the newest unfinished run with the same parameters.")
