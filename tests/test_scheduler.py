@@ -735,6 +735,17 @@ async def test_closing_while_a_load_ends_leaves_no_engine(open_desk: OpenDesk) -
             await request.task
 
 
+async def test_closing_does_not_disturb_a_load_that_is_being_given_up(open_desk: OpenDesk) -> None:
+    desk = open_desk()
+    desk.house.door.clear()
+    request = await desk.ask(A)
+    request.task.cancel()
+    with suppress(asyncio.CancelledError):
+        await request.task
+    await desk.scheduler.close()
+    assert desk.house.given_up == ["a"]
+
+
 @asynccontextmanager
 async def storm(desk: Desk, seed: int, clients: int) -> AsyncIterator[Counter[str]]:
     """Let clients come, wait, compute and leave at random; count how each ended."""

@@ -191,8 +191,12 @@ class Engine:
         stall_s = load_timeout_s if 0 < load_timeout_s < FOREVER_S else None
         try:
             async with asyncio.timeout(stall_s) as deadline:
-                if stall_s is not None:
-                    self._log.on_output = lambda: deadline.reschedule(loop.time() + stall_s)
+
+                def prolong() -> None:
+                    if stall_s is not None and not deadline.expired():
+                        deadline.reschedule(loop.time() + stall_s)
+
+                self._log.on_output = prolong
                 await self._read_report()
                 while not await self.health():
                     if self._ended.done():
@@ -225,7 +229,10 @@ class Engine:
             self._log.feed(chunk)
         await self._process.wait()
         if self._on_exit:
-            logger.warning("event=engine_ended model=%s pid=%d", self.model.name.short, self.pid)
+            reason = failure_reason(self._log.text)
+            logger.warning(
+                "event=engine_ended model=%s pid=%d reason=%s", self.model.name.short, self.pid, reason
+            )
             self._on_exit(self)
 
     async def _failure(self, error: Exception) -> EngineError:

@@ -115,6 +115,12 @@ class _Loading:
     def helps(self, request: _Pending) -> bool:
         return request.model.path == self.model.path and self.load.serves(request.load)
 
+    def give_up(self) -> None:
+        if not self.is_given_up:  # cancelled once more, it could not clear up in peace
+            self.is_given_up = True
+            self.task.cancel()
+            logger.info("event=load_given_up model=%s", self.model.name.short)
+
 
 class Scheduler:
     """Loads and unloads models so that each request gets its lease.
@@ -220,7 +226,7 @@ class Scheduler:
             request.reply(EngineError("the server is shutting down"))
         self._pending.clear()
         if self._loading:
-            self._loading.task.cancel()
+            self._loading.give_up()
         for resident in list(self._residents.values()):
             self._unload(resident)
         self._step()
@@ -298,7 +304,8 @@ class Scheduler:
             return
         self._give_leases()
         if self._loading:
-            self._give_up_unwanted(self._loading)
+            if not any(self._loading.helps(request) for request in self._pending):
+                self._loading.give_up()
         elif self._making_way:
             if not self._making_way.leases:
                 self._unload(self._making_way)
@@ -348,12 +355,6 @@ class Scheduler:
         self._loading = _Loading(model, load, task)
         task.add_done_callback(self._load_ended)
         logger.info("event=load model=%s num_ctx=%d", model.name.short, load.num_ctx)
-
-    def _give_up_unwanted(self, loading: _Loading) -> None:
-        if not loading.is_given_up and not any(loading.helps(request) for request in self._pending):
-            logger.info("event=load_given_up model=%s", loading.model.name.short)
-            loading.is_given_up = True
-            loading.task.cancel()
 
     def _load_ended(self, task: asyncio.Task[Engine]) -> None:
         loading, self._loading = self._loading, None
