@@ -132,33 +132,35 @@ async def test_without_its_file_a_start_from_the_disk_is_not_measured(subject: S
     assert subject.target.pids() == before
 
 
-async def test_relaunched_arms_give_warm_pairs_and_the_cold_start_of_each_launch(subject: Subject) -> None:
-    """Two launches of two servers with a block of four visits after each."""
+async def test_reloaded_arms_give_one_warm_pair_per_launch(subject: Subject) -> None:
+    """Two launches of two servers: every measured request is warm, on an engine of its own launch."""
     other = ServerSettings(context_length=512, num_threads=1, num_parallel=2)
     async with (
         open_target("embedded", other, models=[DEFAULT_MODEL]) as target,
         Subject(target, DEFAULT_MODEL, seed=1) as tuned,
     ):
-        urls = {subject.target.url, target.url}
-        trials, starts = await lab.compare_relaunched(
-            {"defaults": subject, "tuned": tuned},
-            SHAPE,
-            launches=2,
-            blocks_per_launch=1,
-            rng=random.Random(2),
+        trials = await lab.compare_reloaded(
+            {"defaults": subject, "tuned": tuned}, SHAPE, launches=2, rng=random.Random(2)
         )
-        assert urls.isdisjoint({subject.target.url, target.url})
+        engines = [pid for server in (subject, tuned) for pid in server.target.pids()[1:]]
+    assert engines
     assert trials.arms == ("defaults", "tuned")
-    assert [record.visit for record in trials.records] == list(range(8))
-    assert [record.block for record in trials.records] == [0] * 4 + [1] * 4
-    # Each launch is a server of its own, and stays for its block.
-    assert len({(record.arm, record.block, record.target) for record in trials.records}) == 4
-    assert len({record.target for record in trials.records}) == 4
-    assert {name: len(launched) for name, launched in starts.items()} == {"defaults": 2, "tuned": 2}
-    for launched in starts.values():
-        assert all(start.is_ok and start.scenario == FRESH and start.spawn_s for start in launched)
+    assert [record.visit for record in trials.records] == list(range(4))
+    assert [record.block for record in trials.records] == [0, 0, 1, 1]
     contrast = trials.contrast(E2E, MEAN_E2E, arm="tuned")
-    assert (contrast.pairs, contrast.lost_pairs) == (4, 0)
+    assert (contrast.pairs, contrast.lost_pairs) == (2, 0)
+    spread = lab.launch_spread(trials, "tuned", MEAN_E2E)
+    assert spread is not None
+    assert spread >= 0
+
+
+async def test_fresh_starts_are_servers_of_their_own(subject: Subject) -> None:
+    before = subject.target.url
+    starts = await lab.fresh_starts(subject, SHAPE, starts=2)
+    assert subject.target.url != before
+    assert [start.scenario for start in starts] == [FRESH, FRESH]
+    assert len({start.record.target for start in starts}) == 2
+    assert all(start.is_ok and start.spawn_s for start in starts)
 
 
 @pytest.mark.parametrize("ending", ["raise SystemExit(3)", "os.kill(os.getpid(), 9)"])

@@ -185,7 +185,7 @@ async def test_one_model_is_gone_before_the_next_is_loaded(
 
 
 async def test_after_a_storm_of_hang_ups_every_slot_is_idle(scheduler: Scheduler, model: ModelFile) -> None:
-    """Twenty-four clients, half of whom leave at some random moment: waiting, at the first token, or later."""
+    """Twenty-four clients, half of whom leave at a random moment: waiting, at the first token, or later."""
     chance = random.Random(7)
     outcomes: Counter[str] = Counter()
 

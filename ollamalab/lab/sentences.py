@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from ollamalab.compare import Comparison
+from ollamalab.lab.cold import launch_spread
+from ollamalab.lab.trials import Statistic, Trials
 from ollamalab.lab.watching import Residency
 
 #: A century: servers write "for ever" as a date that is farther away.
@@ -78,6 +80,13 @@ def ping_sentence(pinged: Residency, kept: Residency, default_s: float) -> str:
         f"{pinged.loaded_ratio:.0%} of the time and {pinged.cold_pings} of {plural(pinged.pings, 'ping')} "
         f"found it cold; with keep_alive −1, {kept.cold_pings} of {kept.pings} did (the first always does)"
     )
+
+
+def spread_note(trials: Trials, statistic: Statistic) -> str:
+    """Return how much the arms differ from launch to launch, for a table's caption."""
+    spreads = {arm: launch_spread(trials, arm, statistic) for arm in trials.arms}
+    texts = [f"{arm} {'n/a' if spread is None else f'{spread:.0%}'}" for arm, spread in spreads.items()]
+    return f" Spread from launch to launch, the requests' own noise included: {', '.join(texts)}."
 
 
 def stages_title(stages: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ from statistics import fmean
 from ollamalab.compare import Comparison
 from ollamalab.lab.cold import STAGES, ColdStart, by_scenario, stage_medians
 from ollamalab.lab.trials import Trials, mean_of
+from ollamalab.loadgen import growth_s
 from ollamalab.metrics import (
     PERCENTILES,
     e2e_final_line_s,
@@ -26,7 +27,7 @@ from ollamalab.report import Column, Table
 _RATIO = ".2f"
 
 
-def comparison_table(name: str, title: str, comparisons: Sequence[Comparison]) -> Table:
+def comparison_table(name: str, title: str, comparisons: Sequence[Comparison], *, note: str = "") -> Table:
     """Return one row per comparison: both values, the ratio with its interval, the verdict."""
     rows = [
         (
@@ -58,7 +59,7 @@ def comparison_table(name: str, title: str, comparisons: Sequence[Comparison]) -
         rows,
         caption="Means of the visits; Hodges–Lehmann ratio over pairs with its exact 95 % interval. "
         "A pair is lost where a visit gave no value. Detectable: the ratio that so many pairs find in four "
-        "of five cases. Verdicts are of each row alone; the claims are corrected over the run.",
+        "of five cases. Verdicts are of each row alone; the claims are corrected over the run." + note,
     )
 
 
@@ -96,18 +97,21 @@ def staged_table(name: str, title: str, trials: Trials) -> Table:
     """Return S2's table: success, mean response, throughput and total time per stage.
 
     Response time counts from the planned send. Total time adds up the visits, so that arms with equally
-    many visits compare.
+    many visits compare. *Growth* is by how much each response of a visit exceeds the one before: where it
+    is above 0, arrivals come faster than the stage can serve, and a longer visit shows a larger mean.
     """
     rows = []
     for arm in trials.arms:
         share = success_share(trials.of(arm))
         rates = trials.per_visit(arm, output_tokens_per_s)
         lasted = trials.per_visit(arm, run_s)
+        growths = trials.per_visit(arm, growth_s)
         rows.append(
             (
                 arm,
                 (share.ratio, share.low, share.high),
                 mean_of(response_s)(trials.of(arm)),
+                fmean(growths) * 1e3 if growths else None,
                 fmean(rates) if rates else None,
                 sum(lasted) if lasted else None,
                 share.of,
@@ -120,13 +124,15 @@ def staged_table(name: str, title: str, trials: Trials) -> Table:
             Column(name="Stage"),
             Column(name="Success", format=".1%"),
             Column(name="Mean response", unit="s", format=".2f"),
+            Column(name="Growth", unit="ms/request", format="+.0f"),
             Column(name="Throughput", unit="tokens/s", format=".1f"),
             Column(name="Total time", unit="s", format=".1f"),
             Column(name="n"),
         ],
         rows,
         caption="Success with its 95 % Wilson interval; response from the planned send; the same arrivals "
-        "and prompts for every stage.",
+        "and prompts for every stage. Growth: by how much each response of a visit exceeds the one before; "
+        "above 0 the stage is overloaded, and a longer visit would show a larger mean.",
     )
 
 
@@ -155,7 +161,8 @@ def gap_table(name: str, title: str, comparisons: Sequence[Comparison]) -> Table
             Column(name="Pairs"),
         ],
         rows,
-        caption="Gap of the target to the reference with its exact 95 % interval; of a share in points.",
+        caption="Gap of the target to the reference with its exact 95 % interval; of a share in points. "
+        "Where the target was chosen as the best of several, its gap flatters it.",
     )
 
 
