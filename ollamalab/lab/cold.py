@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -155,15 +156,13 @@ async def compare_reloaded(
         subjects: Arm to server and model; the first is the baseline. All stay resident.
         shape: Lengths.
         launches: How often; each gives one pair.
-        rng: Draws the orders of loading and asking.
+        rng: Draws the order of asking after each launch.
     """
     names = tuple(subjects)
     visitors = {name: subject.loads(ONE_REQUEST, shape) for name, subject in subjects.items()}
     records: list[RequestRecord] = []
     for launch in range(launches):
-        for name in rng.sample(names, len(names)):
-            await subjects[name].unload()
-            await subjects[name].offer(LoadSettings(requests=2), shape, stream="discarded")
+        await asyncio.gather(*(_launch(subjects[name], shape) for name in names))
         order = rng.sample(names, len(names))
         visits = [
             Visit(index=launch * len(names) + position, block=launch, arm=name)
@@ -171,6 +170,12 @@ async def compare_reloaded(
         ]
         records += (await run_visits(visitors, visits)).records
     return Trials(arms=names, records=tuple(records))
+
+
+async def _launch(subject: Subject, shape: PromptShape) -> None:
+    """Give the subject a fresh engine, with the load and one more request behind it."""
+    await subject.unload()
+    await subject.offer(LoadSettings(requests=2), shape, stream="discarded")
 
 
 def launch_spread(trials: Trials, arm: str, statistic: Statistic) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -70,6 +71,19 @@ class Lab:
         self._subjects.append(subject)
         self.report.server[name or target] = await opened.describe()
         return subject
+
+    async def subjects(
+        self, target: str, model: str, arms: Mapping[str, ServerSettings]
+    ) -> dict[str, Subject]:
+        """Open a server per arm, side by side, with the model loaded; else as ``subject``."""
+
+        async def opened(name: str, settings: ServerSettings) -> Subject:
+            subject = await self.subject(target, model, settings, name=name)
+            await subject.client.preload(model)
+            return subject
+
+        found = await asyncio.gather(*(opened(name, settings) for name, settings in arms.items()))
+        return dict(zip(arms, found, strict=True))
 
     async def compare(self, visitors: Mapping[str, Visitor], *, pairs: int) -> Trials:
         """Visit the arms in blocks drawn from the seed; keep every record in the report.
