@@ -51,8 +51,7 @@ class ColdStart:
 
 
 async def fresh_starts(subject: Subject, shape: PromptShape, *, starts: int) -> list[ColdStart]:
-    """Start fresh servers whose model file lies in the page cache, and ask each at once."""
-    await subject.client.preload(subject.model)  # reads the file
+    """Start fresh servers and ask each at once; the model was in use until now, so its file is cached."""
     return [await first_after_spawn(subject, shape, scenario=FRESH) for _ in range(starts)]
 
 
