@@ -91,7 +91,8 @@ async def test_2_the_final_line_has_reason_and_six_metrics(server: EmbeddedServe
 async def test_3_what_is_empty_is_left_out_and_never_null(server: EmbeddedServer) -> None:
     *pieces, _ = await server.lines("/api/chat", {"model": server.model, "messages": HELLO, "options": SHORT})
     assert {tuple(piece) for piece in pieces} == {("model", "created_at", "message", "done")}
-    await server.post("/api/generate", {"model": server.model, "keep_alive": 0})
+    for running in (await server.get("/api/ps"))["models"]:
+        await server.post("/api/generate", {"model": running["model"], "keep_alive": 0})
     await server.until(lambda: nothing_runs(server))
     assert await server.get("/api/ps") == {"models": []}
     assert (await server.post("/api/embed", {"model": server.model, "input": []}))[1] == {
