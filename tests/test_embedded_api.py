@@ -274,6 +274,21 @@ async def test_embeddings_are_normalised_cut_and_compared(server: EmbeddedServer
     assert legacy["embedding"] == pytest.approx(cat, abs=0.01)
 
 
+async def test_a_text_embedded_beside_others_has_the_vector_it_has_alone(server: EmbeddedServer) -> None:
+    """Slots once mixed up what they pooled: a text's vector was at 0.68 to its own."""
+    texts = ["The cat sat on the mat.", "A cat is sitting on a mat.", "Stock prices fell sharply today."]
+
+    async def embedded(given: list[str]) -> list[list[float]]:
+        reply = await answer(server, "/api/embed", {"model": server.model, "input": given})
+        return list(reply["embeddings"])
+
+    alone = [(await embedded([text]))[0] for text in texts]
+    together = await asyncio.gather(*(embedded(texts) for _ in range(8)))
+    for vectors in together:
+        for own, vector in zip(alone, vectors, strict=True):
+            assert sum(a * b for a, b in zip(own, vector, strict=True)) == pytest.approx(1, abs=1e-3)
+
+
 async def test_a_text_too_long_to_embed_is_cut_or_refused(server: EmbeddedServer) -> None:
     body = {"model": server.model, "input": LONG, "dimensions": 4, "options": {"num_ctx": 256}}
     reply = await answer(server, "/api/embed", body)

@@ -115,7 +115,7 @@ def test_a_stage_in_which_nothing_was_sent_shows_its_failure_and_no_numbers() ->
     (row,) = table.rows
     assert row[0] == "down"
     assert row[1][0] == 0.0
-    assert row[2:] == (None, None, None, 2)
+    assert row[2:] == (None, None, None, None, 2)
 
 
 # Stages of cold starts

@@ -151,7 +151,7 @@ async def _fitted_embedding(
 
 async def _embedding(lease: Lease, text: str) -> tuple[list[float], int]:
     """Return vector and tokens of a text."""
-    async with lease.slot():
+    async with lease.engine.embedding_turn, lease.slot():
         status, reply = await lease.engine.post(EMBEDDINGS_PATH, {"input": text})
     answer = msgspec.json.decode(reply)
     if status >= _BAD_REQUEST:

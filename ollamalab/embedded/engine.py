@@ -48,6 +48,8 @@ class Engine:
         url: Where the process serves, ``http://127.0.0.1:PORT``.
         pid: The process that computes.
         memory: What it takes, from its own log; the file's size if the log does not say.
+        embedding_turn: Held for each embedding: llama.cpp mixes up the pooled vectors of texts that it
+            embeds at the same time in several slots (b11549; a completion beside them does no harm).
     """
 
     def __init__(self, model: ModelFile, load: LoadOptions, process: asyncio.subprocess.Process) -> None:
@@ -56,6 +58,7 @@ class Engine:
         self.url = ""
         self.pid = 0
         self.memory = MemoryUse(size_bytes=model.size_bytes, size_vram_bytes=0)
+        self.embedding_turn = asyncio.Lock()
         self._process = process
         self._log = EngineLog()
         self._on_exit: Callable[[Engine], None] | None = None
