@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from ollamalab.errors import SettingsError
 
@@ -97,9 +98,13 @@ def to_s(nanoseconds: int | float | None) -> float | None:
 def utc_stamp(unix_ns: int) -> str:
     """Return RFC 3339 in UTC with "Z" and up to nine fractional digits, trailing zeros trimmed."""
     whole, fraction = divmod(unix_ns, NS_PER_S)
-    text = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     digits = f"{fraction:09d}".rstrip("0")
-    return f"{text}.{digits}Z" if digits else f"{text}Z"
+    return f"{_utc_second(whole)}.{digits}Z" if digits else f"{_utc_second(whole)}Z"
+
+
+@lru_cache(maxsize=1)  # each token is stamped, and formatting its second is the dear part
+def _utc_second(whole: int) -> str:
+    return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def local_stamp(unix_ns: int) -> str:
