@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -86,9 +87,7 @@ def latency_ecdf(
             sns.ecdfplot(x=column, ax=axes, color=palette[arm], lw=2, label=label)
             axes.plot(column.median(), 0.5, "o", color=palette[arm], ms=6, mec="white", mew=1.2, zorder=5)
         axes.set_ylim(0, 1.02)
-        axes.set_xlim(left=0 if _spans_little(known["value"]) else None)
-        if not _spans_little(known["value"]):
-            axes.set_xscale("log")
+        _scale_latencies(axes, known["value"])
         axes.yaxis.set_major_formatter(FuncFormatter(percent))
         axes.set_ylabel("share of requests")
         axes.set_xlabel(f"{quantity} [{unit}]")
@@ -128,12 +127,18 @@ def latency_strip(
         counts = known["arm"].value_counts()
         axes.set_yticks(range(len(arms)), [f"{arm}  (n = {counts.get(arm, 0)})" for arm in arms])
         axes.set_ylim(len(arms) - 0.45, -0.55)
-        axes.set_xlim(left=0 if _spans_little(known["value"]) else None)
-        if not _spans_little(known["value"]):
-            axes.set_xscale("log")
+        _scale_latencies(axes, known["value"])
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"{quantity} [{unit}]   (line: median)")
     return figure
+
+
+def _scale_latencies(axes: Axes, values: pd.Series) -> None:
+    """Let a linear axis begin at 0; take a logarithmic one where values span much."""
+    if _spans_little(values):
+        axes.set_xlim(left=0)
+    else:
+        axes.set_xscale("log")
 
 
 def _spans_little(values: pd.Series) -> bool:
