@@ -103,7 +103,7 @@ class HttpReply:
         self._response = response
         self._owner = owner
         self.status = response.status
-        self.headers: Mapping[str, str] = _lower_case(response)
+        self.headers = _lower_case(response)
         self.connected_s = moments.connected_s
         self.sent_end_s = moments.sent_end_s
 

@@ -8,6 +8,8 @@
     │   └── ModelNotFound          no file has this model name
     ├── EngineError            a llama.cpp process did not start or died
     ├── QueueFull              as many wait already as may wait
+    │   └── ShareExceeded          as many of this client wait already as may wait of one
+    ├── WaitTimeout            waited in our queue, or past its deadline, without being served
     ├── RequestRefused         our server answers a request with an error status
     ├── TargetError            a server to measure cannot be started, reached or used
     ├── RunError               a batch run or a saved run cannot be used as asked
@@ -44,7 +46,23 @@ class EngineError(OllamaLabError):
 
 
 class QueueFull(OllamaLabError):
-    """As many requests wait already as may wait; this one is refused at once."""
+    """As many requests wait already as may wait; this one is refused at once.
+
+    Attributes:
+        retry_after_s: When there will probably be room; None if that cannot be told.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ShareExceeded(QueueFull):
+    """One client has as many requests waiting as one client may have."""
+
+
+class WaitTimeout(OllamaLabError):
+    """A request waited too long in our queue, or its deadline passed before it was served."""
 
 
 class RequestRefused(OllamaLabError):

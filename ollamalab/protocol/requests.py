@@ -146,14 +146,7 @@ def decode_body(data: bytes, kind: type[Body]) -> Body:
     Raises:
         SettingsError: Not JSON, or a field has the wrong type; Ollama's words, for a 400.
     """
-    value = _first_value(data)
-    if value is None:
-        value = {}
-    if not isinstance(value, dict):
-        raise SettingsError(
-            f"json: cannot unmarshal {_json_kind(value)} into Go value of type api.{kind.__name__}"
-        )
-    fields = _folded(value)
+    fields = decode_fields(data, kind.__name__)
     if "keep_alive" in fields:
         fields["keep_alive"] = parse_keep_alive_s(fields["keep_alive"])
     if "think" in fields:
@@ -167,6 +160,26 @@ def decode_body(data: bytes, kind: type[Body]) -> Body:
         raise SettingsError(_go_type_error(str(error), kind.__name__)) from error
     _check_images(body)
     return body
+
+
+def decode_fields(data: bytes, type_name: str = "Request") -> dict[str, Any]:
+    """Return a body's top-level fields by lower-case name, nulls left out; their types unchecked.
+
+    Args:
+        data: The bytes as they came.
+        type_name: Go's name of what it should be, for the message.
+
+    Raises:
+        SettingsError: Not a JSON object; Ollama's words, for a 400.
+    """
+    value = _first_value(data)
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise SettingsError(
+            f"json: cannot unmarshal {_json_kind(value)} into Go value of type api.{type_name}"
+        )
+    return _folded(value)
 
 
 def _folded(value: dict[str, Any]) -> dict[str, Any]:
@@ -264,6 +277,11 @@ def _go_type_error(text: str, struct: str) -> str:
     return (
         f"json: cannot unmarshal {_JSON_KINDS.get(got, got)} into Go struct field {field} of type {go_type}"
     )
+
+
+def go_mismatch(value: object, field: str, go_type: str) -> str:
+    """Return Go's words for a field of the wrong type, such as "ChatRequest.model" that is no string."""
+    return f"json: cannot unmarshal {_json_kind(value)} into Go struct field {field} of type {go_type}"
 
 
 def _json_kind(value: object) -> str:

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
+
+if TYPE_CHECKING:
+    from ollamalab.protocol.calls import Call
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,14 +23,16 @@ class Request:
     Attributes:
         method: "POST", "GET", "HEAD", "DELETE".
         path: Path with its leading slash, such as "/api/chat".
-        headers: Extra headers; names in any case.
+        headers: Extra headers; names in lower case where a part reads them (``protocol.calls``).
         body: The bytes to send; empty for none.
+        call: What it means; None until ``protocol.calls.named`` has read it.
     """
 
     method: str
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    call: Call | None = None
 
 
 class Reply(Protocol):
@@ -35,11 +40,11 @@ class Reply(Protocol):
 
     Attributes:
         status: HTTP status.
-        headers: Names in lower case.
+        headers: Names in lower case; parts on the way may add their own.
     """
 
     status: int
-    headers: Mapping[str, str]
+    headers: dict[str, str]
 
     def chunks(self) -> AsyncIterator[bytes]:
         """Give the body as it arrives; chunk borders mean nothing.

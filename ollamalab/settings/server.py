@@ -1,8 +1,4 @@
-"""Frozen settings per part, and the one door for the environment.
-
-Building a settings object touches no disk, no hardware and no ``os.environ``; the functions named
-``..._from_environment`` read the mapping they are given.
-"""
+"""What an Ollama server is started with."""
 
 from __future__ import annotations
 
