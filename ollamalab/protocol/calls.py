@@ -1,0 +1,163 @@
+"""A call: what the parts on a request's way know of it, read once. Pure.
+
+A ``Request`` is bytes. Its ``Call`` says what they mean: which endpoint, which model, streaming or
+not, for whom, how urgent. The first part that needs it reads it (``named``); the others find it
+there, and each adds the seconds it took to the call's ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ollamalab.errors import RequestRefused, SettingsError
+from ollamalab.protocol.endpoints import Endpoint, endpoint_of
+from ollamalab.protocol.names import parse_name
+from ollamalab.protocol.requests import decode_fields, go_mismatch
+from ollamalab.protocol.upstream import Request
+
+DEFAULT_PRIORITY = 5
+LOWEST_PRIORITY = 9
+
+#: What clients may send to the gateway; names in lower case, as everywhere.
+PRIORITY_HEADER = "x-ollamalab-priority"
+CLIENT_HEADER = "x-ollamalab-client"
+DEADLINE_HEADER = "x-ollamalab-deadline-ms"
+CACHE_CONTROL_HEADER = "cache-control"
+
+#: What the gateway says on inference replies.
+CACHE_HEADER = "x-ollamalab-cache"
+UPSTREAM_HEADER = "x-ollamalab-upstream"
+QUEUE_HEADER = "x-ollamalab-queue-ms"
+TIMING_HEADER = "server-timing"
+
+_BAD_REQUEST, _NOT_FOUND = 400, 404
+_MAX_CLIENT_CHARACTERS = 200
+_MAX_DEADLINE_MS = 86_400_000  # a day
+
+
+@dataclass(kw_only=True, slots=True)
+class Call:
+    """One request, understood.
+
+    Attributes:
+        endpoint: Where it goes.
+        fields: The body's JSON object, top-level names in lower case, nulls left out; empty for a
+            request without a body.
+        model: The model as the client spelled it; "" if it names none.
+        model_key: Equal for every spelling of one model (``ModelName.key``); "" without a model or if
+            the text is no model name, which the upstream will refuse.
+        is_stream: Whether the answer is to be streamed.
+        client: Whom fairness counts it for: name of the API key, else ``X-Ollamalab-Client``, else the
+            peer's address.
+        tenant: Who shares cached answers: name of the API key, "" without keys.
+        priority: 0 first to 9 last.
+        deadline_s: Moment (``time.perf_counter``) after which nobody wants the answer; None = no limit.
+        cache_control: ``Cache-Control`` as sent, "" if not.
+        ledger: Part to seconds that it took before the first byte, in order of passage.
+    """
+
+    endpoint: Endpoint
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
+    model_key: str = ""
+    is_stream: bool = False
+    client: str = ""
+    tenant: str = ""
+    priority: int = DEFAULT_PRIORITY
+    deadline_s: float | None = None
+    cache_control: str = ""
+    ledger: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The ``options`` of ``/api``; empty elsewhere and if they are no object."""
+        options = self.fields.get("options")
+        return options if isinstance(options, dict) else {}
+
+    @property
+    def num_predict(self) -> int | None:
+        """Tokens asked for at most; None if open-ended or unreadable."""
+        name = "max_tokens" if self.endpoint.is_openai else "num_predict"
+        source = self.fields if self.endpoint.is_openai else self.options
+        value = source.get(name)
+        return int(value) if isinstance(value, int | float) and value > 0 else None
+
+
+def named(request: Request, *, client: str = "", tenant: str = "", arrived_s: float | None = None) -> Request:
+    """Return the request with its call; itself if it has one.
+
+    Args:
+        request: As it came.
+        client: Default for whom it counts, if its header does not say.
+        tenant: Who shares cached answers with it.
+        arrived_s: Moment from which a deadline counts (``time.perf_counter``); None ignores deadlines.
+
+    Raises:
+        RequestRefused: 404 for an unknown path, 400 for a body or header that cannot be read.
+    """
+    if request.call is not None:
+        return request
+    endpoint = endpoint_of(request.path.partition("?")[0])
+    if endpoint is None:
+        raise RequestRefused(_NOT_FOUND, "404 page not found")
+    headers = request.headers
+    deadline_ms = _whole_number(headers, DEADLINE_HEADER, 1, _MAX_DEADLINE_MS)
+    priority = _whole_number(headers, PRIORITY_HEADER, 0, LOWEST_PRIORITY)
+    call = Call(
+        endpoint=endpoint,
+        client=headers.get(CLIENT_HEADER, "").strip()[:_MAX_CLIENT_CHARACTERS] or client,
+        tenant=tenant,
+        priority=DEFAULT_PRIORITY if priority is None else priority,
+        deadline_s=None if deadline_ms is None or arrived_s is None else arrived_s + deadline_ms / 1000,
+        cache_control=headers.get(CACHE_CONTROL_HEADER, ""),
+    )
+    if endpoint.names_model:
+        _read_body(call, request.body)
+    return replace(request, call=call)
+
+
+def call_of(request: Request) -> Call:
+    """Return the call of a request that ``named`` has seen.
+
+    Raises:
+        RequestRefused: It has none and cannot be read.
+    """
+    call = named(request).call
+    assert call is not None
+    return call
+
+
+def _read_body(call: Call, body: bytes) -> None:
+    endpoint = call.endpoint
+    try:
+        fields = decode_fields(body, endpoint.body_type)
+    except SettingsError as error:
+        raise RequestRefused(_BAD_REQUEST, str(error)) from error
+    model, stream = fields.get("model", ""), fields.get("stream", endpoint.streams_by_default)
+    if not isinstance(model, str):
+        raise RequestRefused(_BAD_REQUEST, go_mismatch(model, f"{endpoint.body_type}.model", "string"))
+    if not isinstance(stream, bool):
+        raise RequestRefused(_BAD_REQUEST, go_mismatch(stream, f"{endpoint.body_type}.stream", "bool"))
+    call.fields, call.model, call.is_stream = fields, model, stream
+    try:
+        call.model_key = parse_name(model).key if model else ""
+    except SettingsError:
+        call.model_key = ""
+
+
+def _whole_number(headers: Mapping[str, str], name: str, lowest: int, highest: int) -> int | None:
+    text = headers.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and lowest <= int(text) <= highest):
+        raise RequestRefused(
+            _BAD_REQUEST, f"{name} must be a whole number from {lowest} to {highest}, got {_shown(text)}"
+        )
+    return int(text)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

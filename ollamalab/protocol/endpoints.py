@@ -1,0 +1,100 @@
+"""What each path of an Ollama server is for. Pure.
+
+Source: Ollama's ``server/routes.go`` (v0.33) and its replies to unknown paths and wrong verbs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class Kind(StrEnum):
+    """What a request does there."""
+
+    GENERATION = "generation"  #: text from a model, streamed or whole
+    EMBEDDING = "embedding"  #: vectors from a model
+    INFERENCE = "inference"  #: other paths of ``/v1`` that name a model
+    READING = "reading"  #: lists and descriptions; no model works
+    CHANGE = "change"  #: downloads, makes or removes models
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """One path.
+
+    Attributes:
+        path: Without query; "/api/blobs/" and "/v1/models/" stand for all that begins so.
+        kind: What a request does there.
+        methods: Those that the path knows; any other is a 405.
+        streams_by_default: Whether a body without ``stream`` asks for a stream.
+        body_type: Go's name of the body, which errors mention.
+    """
+
+    path: str
+    kind: Kind
+    methods: tuple[str, ...] = ("POST",)
+    streams_by_default: bool = False
+    body_type: str = "Request"
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether errors and streams have OpenAI's form: SSE instead of NDJSON."""
+        return self.path.startswith("/v1/")
+
+    @property
+    def names_model(self) -> bool:
+        """Whether the body says which model is wanted, and that model works."""
+        return self.kind in (Kind.GENERATION, Kind.EMBEDDING, Kind.INFERENCE)
+
+
+_READ = ("GET", "HEAD")
+_GET = ("GET",)
+
+_ENDPOINTS = (
+    Endpoint(path="/", kind=Kind.READING, methods=_READ),
+    Endpoint(path="/api/version", kind=Kind.READING, methods=_READ),
+    Endpoint(path="/api/tags", kind=Kind.READING, methods=_READ),
+    Endpoint(path="/api/status", kind=Kind.READING, methods=_GET),
+    Endpoint(path="/api/ps", kind=Kind.READING, methods=_GET),
+    Endpoint(path="/api/show", kind=Kind.READING),
+    Endpoint(
+        path="/api/generate", kind=Kind.GENERATION, streams_by_default=True, body_type="GenerateRequest"
+    ),
+    Endpoint(path="/api/chat", kind=Kind.GENERATION, streams_by_default=True, body_type="ChatRequest"),
+    Endpoint(path="/api/embed", kind=Kind.EMBEDDING, body_type="EmbedRequest"),
+    Endpoint(path="/api/embeddings", kind=Kind.EMBEDDING, body_type="EmbeddingRequest"),
+    Endpoint(path="/api/pull", kind=Kind.CHANGE, streams_by_default=True),
+    Endpoint(path="/api/push", kind=Kind.CHANGE, streams_by_default=True),
+    Endpoint(path="/api/create", kind=Kind.CHANGE, streams_by_default=True),
+    Endpoint(path="/api/copy", kind=Kind.CHANGE),
+    Endpoint(path="/api/delete", kind=Kind.CHANGE, methods=("DELETE",)),
+    Endpoint(path="/v1/chat/completions", kind=Kind.GENERATION, body_type="ChatCompletionRequest"),
+    Endpoint(path="/v1/completions", kind=Kind.GENERATION, body_type="CompletionRequest"),
+    Endpoint(path="/v1/embeddings", kind=Kind.EMBEDDING, body_type="EmbedRequest"),
+    Endpoint(path="/v1/responses", kind=Kind.INFERENCE, body_type="ResponsesRequest"),
+    Endpoint(path="/v1/messages", kind=Kind.INFERENCE, body_type="MessagesRequest"),
+    Endpoint(path="/v1/models", kind=Kind.READING, methods=_GET),
+)
+
+#: Every fixed path, by itself.
+ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({entry.path: entry for entry in _ENDPOINTS})
+
+_PREFIXES = (
+    Endpoint(path="/api/blobs/", kind=Kind.CHANGE, methods=("HEAD", "POST")),
+    Endpoint(path="/v1/models/", kind=Kind.READING, methods=_GET),
+)
+
+
+def endpoint_of(path: str) -> Endpoint | None:
+    """Return what a path is for; None if Ollama knows no such path.
+
+    Args:
+        path: Without its query.
+    """
+    known = ENDPOINTS.get(path)
+    if known is not None:
+        return known
+    return next((entry for entry in _PREFIXES if path.startswith(entry.path) and path != entry.path), None)

@@ -1,0 +1,9 @@
+"""Frozen settings, one file per part.
+
+Building a settings object touches no disk, no hardware and no ``os.environ``; ``files`` is the one
+door for YAML, and the functions named ``..._from_environment`` read the mapping they are given.
+"""
+
+from ollamalab.settings.server import KV_CACHE_TYPES, ServerSettings, server_settings_from_environment
+
+__all__ = ["KV_CACHE_TYPES", "ServerSettings", "server_settings_from_environment"]
