@@ -1,0 +1,1 @@
+"""The response cache: repeated questions are answered without the model."""
