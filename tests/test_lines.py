@@ -1,5 +1,6 @@
 """NDJSON is cut into the same lines whatever the borders of the chunks."""
 
+import itertools
 import json
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollamalab.errors import BadReply
-from ollamalab.protocol.lines import LineSplitter, content_of, encode_line, timings_of
+from ollamalab.protocol.lines import LineSplitter, StreamTail, content_of, encode_line, timings_of
 
 values = st.dictionaries(st.text(max_size=5), st.text(max_size=8) | st.integers() | st.none(), max_size=3)
 
@@ -57,3 +58,41 @@ def test_metrics_left_out_stay_absent() -> None:
     assert timings.eval_tokens == 7
     assert timings.load_s is None
     assert timings.prompt_tokens is None
+
+
+NDJSON = b'{"response":"a","done":false}\n{"response":"","done":true,"eval_count":1}\n'
+SSE = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize(("stream", "is_openai"), [(NDJSON, False), (SSE, True)])
+def test_a_stream_is_whole_at_its_end_only(stream: bytes, is_openai: bool):
+    """Cut anywhere and fed in any two pieces: whole means the last line is the final one."""
+    for end in range(len(stream) + 1):
+        for border in range(end + 1):
+            tail = StreamTail(is_openai=is_openai)
+            tail.feed(stream[:border])
+            tail.feed(stream[border:end])
+            is_complete = end >= len(stream.rstrip(b"\n"))
+            assert tail.is_whole is is_complete, (end, border)
+            assert tail.is_mid_line is (end > 0 and stream[end - 1 : end] != b"\n"), (end, border)
+
+
+@given(st.lists(st.integers(0, len(NDJSON)), max_size=8))
+def test_the_final_line_is_found_whatever_the_borders_of_chunks(cuts: list[int]):
+    tail = StreamTail(is_openai=False)
+    borders = [0, *sorted(cuts), len(NDJSON)]
+    for start, end in itertools.pairwise(borders):
+        tail.feed(NDJSON[start:end])
+    final = tail.final()
+    assert final is not None
+    assert final["eval_count"] == 1
+
+
+@pytest.mark.parametrize(
+    "last", [b'{"error":"done"}\n', b'"done"\n', b'{"done":false}\n', b'{"done":true', b"\xff\n", b""]
+)
+def test_what_only_looks_like_an_end_is_none(last: bytes):
+    tail = StreamTail(is_openai=False)
+    tail.feed(NDJSON[: NDJSON.index(b"\n") + 1])
+    tail.feed(last)
+    assert not tail.is_whole

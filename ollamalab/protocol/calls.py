@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ollamalab.errors import RequestRefused, SettingsError
-from ollamalab.protocol.endpoints import Endpoint, endpoint_of
+from ollamalab.protocol.endpoints import Endpoint, Kind, endpoint_of
 from ollamalab.protocol.names import parse_name
 from ollamalab.protocol.requests import decode_fields, go_mismatch
 from ollamalab.protocol.upstream import Request
@@ -90,8 +90,8 @@ def named(request: Request, *, client: str = "", tenant: str = "", arrived_s: fl
 
     Args:
         request: As it came.
-        client: Default for whom it counts, if its header does not say.
-        tenant: Who shares cached answers with it.
+        client: For whom it counts if there is neither a tenant nor a header that says.
+        tenant: Holder of its API key: for whom it counts, and who shares cached answers with it.
         arrived_s: Moment from which a deadline counts (``time.perf_counter``); None ignores deadlines.
 
     Raises:
@@ -107,13 +107,14 @@ def named(request: Request, *, client: str = "", tenant: str = "", arrived_s: fl
     priority = _whole_number(headers, PRIORITY_HEADER, 0, LOWEST_PRIORITY)
     call = Call(
         endpoint=endpoint,
-        client=headers.get(CLIENT_HEADER, "").strip()[:_MAX_CLIENT_CHARACTERS] or client,
+        client=tenant or headers.get(CLIENT_HEADER, "").strip()[:_MAX_CLIENT_CHARACTERS] or client,
         tenant=tenant,
         priority=DEFAULT_PRIORITY if priority is None else priority,
         deadline_s=None if deadline_ms is None or arrived_s is None else arrived_s + deadline_ms / 1000,
         cache_control=headers.get(CACHE_CONTROL_HEADER, ""),
     )
-    if endpoint.names_model:
+    is_encoded = endpoint.kind is Kind.INFERENCE and "content-encoding" in headers
+    if endpoint.names_model and not is_encoded:  # /v1/responses also takes zstd, which is not ours to read
         _read_body(call, request.body)
     return replace(request, call=call)
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from ollamalab.errors import BadReply
 from ollamalab.protocol.durations import to_s
 from ollamalab.records import ServerTimings
@@ -64,3 +66,52 @@ def timings_of(final: Mapping[str, Any]) -> ServerTimings:
         eval_tokens=final.get("eval_count"),
         eval_s=to_s(final.get("eval_duration")),
     )
+
+
+class StreamTail:
+    """Keeps the last line of a stream that passes by, to tell at its end whether it is whole.
+
+    Args:
+        is_openai: Whether it is SSE, which ends with ``data: [DONE]``, or NDJSON, whose last line says
+            ``"done": true``.
+    """
+
+    __slots__ = ("_is_openai", "_line")
+
+    def __init__(self, *, is_openai: bool) -> None:
+        self._is_openai = is_openai
+        self._line = b""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the stream."""
+        text = chunk.rstrip(b"\r\n")
+        start = text.rfind(b"\n")
+        if start >= 0:
+            self._line = chunk[start + 1 :]
+        elif text and self._line.endswith(b"\n"):
+            self._line = chunk
+        else:
+            self._line += chunk
+
+    @property
+    def is_mid_line(self) -> bool:
+        """Whether the last byte was not the end of a line."""
+        return bool(self._line) and not self._line.endswith(b"\n")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the stream has come to its proper end."""
+        line = self._line.strip()
+        if self._is_openai:
+            return line == b"data: [DONE]"
+        return self.final() is not None
+
+    def final(self) -> dict[str, Any] | None:
+        """Return the final line of NDJSON; None if the last line is another."""
+        if b'"done"' not in self._line:
+            return None
+        try:
+            value = msgspec.json.decode(self._line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        return value if isinstance(value, dict) and value.get("done") is True else None

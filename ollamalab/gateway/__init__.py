@@ -1,0 +1,1 @@
+"""The gateway: response cache, bounded fair queue and stream batcher as one HTTP service."""

@@ -1,0 +1,177 @@
+"""The gateway's routes: who may ask what, what is answered here, and what goes to the parts."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from ollamalab.errors import OllamaLabError, RequestRefused
+from ollamalab.gateway.exchange import Exchange
+from ollamalab.gateway.failures import Whole, text_answer
+from ollamalab.gateway.relay import Relay, fail
+from ollamalab.gateway.served import Served
+from ollamalab.gateway.server import Incoming, Outgoing
+from ollamalab.protocol.calls import named
+from ollamalab.protocol.endpoints import Kind, endpoint_of
+from ollamalab.protocol.origins import PREFLIGHT_HEADERS, AccessRules
+from ollamalab.protocol.upstream import Request
+
+logger = logging.getLogger(__name__)
+
+#: A page that the gateway makes itself: content type and body.
+Page = Callable[[], tuple[str, bytes]]
+
+#: Answered without a key, for whoever checks that the gateway lives.
+HEALTH_PATH = "/healthz"
+
+#: A client's headers that stay on its side: its secrets, what the connection makes anew, what only a
+#: browser's server should see, and what speaks to the gateway.
+_KEPT_BACK = frozenset(("authorization", "cookie", "origin", "referer", "cache-control", "content-length"))
+_OWN_PREFIX = "x-ollamalab-"
+
+_READ = ("GET", "HEAD")
+_OK, _NO_CONTENT, _MOVED, _TEMPORARILY_MOVED = 200, 204, 301, 307
+_UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _NOT_ALLOWED = 401, 403, 404, 405
+_SLASHES = re.compile("/+")
+
+_NO_KEY = "an API key is needed here: send it as `Authorization: Bearer KEY`"
+_WRONG_KEY = "this API key is not known here"
+_NO_CHANGES = (
+    "this gateway does not let clients change models; do it on the server, or start `ollamalab serve --admin`"
+)
+
+
+class Keys(Protocol):
+    """Who holds which API key."""
+
+    def holder(self, authorization: str) -> str | None:
+        """Return the name of the key in an ``Authorization`` header; None if it is not known."""
+        ...
+
+
+class Gateway:
+    """Answers HTTP requests.
+
+    Args:
+        relay: Where inference and everything else of Ollama's goes.
+        rules: Which web pages and host names are answered.
+        pages: Path to a page that is made here.
+        keys: Who may ask; None lets everybody.
+        is_admin: Whether clients may change models.
+        observe: Is told of each request once it is over.
+    """
+
+    def __init__(
+        self,
+        relay: Relay,
+        *,
+        rules: AccessRules,
+        pages: Mapping[str, Page],
+        keys: Keys | None,
+        is_admin: bool,
+        observe: Callable[[Served], None],
+    ) -> None:
+        self._relay = relay
+        self._rules = rules
+        self._pages = pages
+        self._keys = keys
+        self._is_admin = is_admin
+        self._observe = observe
+
+    async def handle(self, incoming: Incoming, outgoing: Outgoing) -> None:
+        """Answer one request; cancelled when its client hangs up."""
+        exchange = Exchange(incoming, outgoing)
+        try:
+            await self._answer(incoming, exchange)
+        except OllamaLabError as error:
+            await fail(error, exchange, is_openai=incoming.target.startswith("/v1/"))
+        except Exception as error:
+            logger.exception("event=handler_failed path=%s", incoming.target.partition("?")[0])
+            problem = OllamaLabError(f"internal error: {type(error).__name__}")
+            await fail(problem, exchange, is_openai=incoming.target.startswith("/v1/"))
+        finally:
+            self._observe(exchange.served())
+
+    async def _answer(self, incoming: Incoming, exchange: Exchange) -> None:
+        if incoming.problem is not None:
+            raise incoming.problem
+        path = incoming.target.partition("?")[0]
+        answer = self._foreign(incoming, exchange)
+        tenant = "" if answer or path == HEALTH_PATH else self._holder(incoming)
+        answer = answer or self._own(incoming.method, path)
+        if answer is not None:
+            exchange.whole(answer.status, answer.headers, answer.body)
+            return
+        request = named(
+            Request(
+                method=incoming.method, path=incoming.target, headers=incoming.headers, body=incoming.body
+            ),
+            client=incoming.peer,
+            tenant=tenant,
+            arrived_s=incoming.received_s,
+        )
+        exchange.call = request.call
+        await self._relay.answer(replace(request, headers=_passed(incoming.headers)), exchange)
+
+    def _foreign(self, incoming: Incoming, exchange: Exchange) -> Whole | None:
+        """Return the answer to a foreign page or host name, or to a page that asks beforehand."""
+        host, origin = incoming.headers.get("host", ""), incoming.headers.get("origin")
+        cors = self._rules.cors_headers(origin, host)
+        if cors is None:
+            return Whole(status=_FORBIDDEN)
+        exchange.cors = cors
+        if cors and incoming.method == "OPTIONS":
+            return Whole(status=_NO_CONTENT, headers=_lower(PREFLIGHT_HEADERS))
+        return None if self._rules.allows_host(host) else Whole(status=_FORBIDDEN)
+
+    def _own(self, method: str, path: str) -> Whole | None:
+        """Return what is answered here: the gateway's own pages, and what Ollama's router refuses."""
+        page = self._pages.get(path)
+        if page is not None and method in _READ:
+            content_type, body = page()
+            return Whole(status=_OK, body=body, headers={"content-type": content_type})
+        endpoint = endpoint_of(path)
+        if endpoint is None and page is None:
+            return _elsewhere(method, path) or text_answer(_NOT_FOUND, "404 page not found")
+        allowed = endpoint.methods if endpoint else _READ
+        if method not in allowed:
+            return text_answer(_NOT_ALLOWED, "405 method not allowed", {"allow": ", ".join(allowed)})
+        if endpoint is not None and endpoint.kind is Kind.CHANGE and not self._is_admin:
+            raise RequestRefused(_FORBIDDEN, _NO_CHANGES)
+        return None
+
+    def _holder(self, incoming: Incoming) -> str:
+        if self._keys is None:
+            return ""
+        authorization = incoming.headers.get("authorization")
+        if authorization is None:
+            raise RequestRefused(_UNAUTHORISED, _NO_KEY)
+        holder = self._keys.holder(authorization)
+        if holder is None:
+            raise RequestRefused(_UNAUTHORISED, _WRONG_KEY)
+        return holder
+
+
+def _elsewhere(method: str, path: str) -> Whole | None:
+    """Return a redirection if the path has a slash too many, as Ollama's router gives one."""
+    tidy = _SLASHES.sub("/", path).rstrip("/") or "/"
+    there = endpoint_of(tidy)
+    if tidy == path or there is None or method not in there.methods:
+        return None
+    status = _MOVED if method == "GET" and "//" not in path else _TEMPORARILY_MOVED
+    return Whole(status=status, headers={"location": tidy})
+
+
+def _passed(headers: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in headers.items()
+        if name not in _KEPT_BACK and not name.startswith(_OWN_PREFIX)
+    }
+
+
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}

@@ -1,0 +1,117 @@
+"""One request and its answer on the wire: what was written, when, and how it ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from ollamalab.errors import OllamaLabError
+from ollamalab.gateway.served import Ending, Served
+from ollamalab.gateway.server import Incoming, Outgoing
+from ollamalab.protocol.calls import CACHE_HEADER, Call
+from ollamalab.protocol.endpoints import endpoint_of
+from ollamalab.protocol.lines import StreamTail
+
+#: Of an upstream's reply: made anew on this hop, or ours to say.
+_OWN_HEADERS = frozenset(
+    ("connection", "content-length", "date", "keep-alive", "proxy-connection", "server", "trailer")
+) | {"transfer-encoding", "upgrade"}
+
+
+class Exchange:
+    """Writes one answer and notes what the log and the metrics will want.
+
+    Args:
+        incoming: The request.
+        outgoing: Where its answer goes.
+    """
+
+    def __init__(self, incoming: Incoming, outgoing: Outgoing) -> None:
+        self.incoming = incoming
+        self.call: Call | None = None
+        self.cors: Mapping[str, str] = {}  #: added to the answer, whatever it is
+        self.tail: StreamTail | None = None  #: of a stream that passes line by line
+        self.length: int | None = None  #: of the body, as its client was told
+        self._outgoing = outgoing
+        self._status: int | None = None
+        self._error: str | None = None
+        self._ending = Ending.CLIENT_GONE  # until something better is known
+        self._cache: str | None = None
+        self._first_byte_s: float | None = None
+        self._body_bytes = 0
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the status is out: from here on an error can only end the stream."""
+        return self._status is not None
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What the client has not taken yet."""
+        return self._outgoing.backlog_bytes
+
+    def start(self, status: int, headers: Mapping[str, str], *, length: int | None) -> None:
+        """Begin the answer.
+
+        Args:
+            status: HTTP status.
+            headers: Of the reply, names in lower case; those of its hop are left out.
+            length: Bytes of the body; None if they will be known at its end.
+        """
+        self._cache = headers.get(CACHE_HEADER)
+        passed = {name: value for name, value in headers.items() if name not in _OWN_HEADERS}
+        if self.cors:
+            passed.update((name.lower(), value) for name, value in self.cors.items())
+        self._status, self.length = status, length
+        self._first_byte_s = time.perf_counter()
+        self._outgoing.start(status, passed, length=length)
+
+    async def write(self, data: bytes) -> None:
+        """Write a part of the body; wait while the client is behind."""
+        self._body_bytes += len(data)
+        self._outgoing.write(data)
+        if self._outgoing.backlog_bytes:
+            await self._outgoing.drain()
+
+    def end(self, error: OllamaLabError | None = None) -> None:
+        """Finish the answer; with an error it is told as broken, though the body ends properly."""
+        self._outgoing.end()
+        self._ending = Ending.WHOLE if error is None else Ending.BROKEN
+        self._error = None if error is None else str(error)
+
+    def cut(self, error: OllamaLabError) -> None:
+        """Break the connection off, so that a body of known length does not look complete."""
+        self._outgoing.abort()
+        self._ending, self._error = Ending.BROKEN, str(error)
+
+    def whole(
+        self, status: int, headers: Mapping[str, str], body: bytes = b"", error: OllamaLabError | None = None
+    ) -> None:
+        """Write a whole answer at once; ``error`` is what it tells of, for the log."""
+        self.start(status, headers, length=len(body))
+        if body:
+            self._body_bytes += len(body)
+            self._outgoing.write(body)
+        self.end()
+        self._error = None if error is None else str(error)
+
+    def served(self) -> Served:
+        """Return what is known at the end."""
+        arrived_s = self.incoming.received_s
+        call = self.call
+        path = self.incoming.target.partition("?")[0]
+        return Served(
+            method=self.incoming.method,
+            path=call.endpoint.path if call else path if endpoint_of(path) else "other",
+            status=self._status,
+            ending=self._ending,
+            error=self._error,
+            client=call.client if call else self.incoming.peer,
+            model=call.model if call else "",
+            is_stream=call is not None and call.is_stream,
+            cache=self._cache,
+            queue_s=call.ledger.get("queue") if call else None,
+            first_byte_s=None if self._first_byte_s is None else self._first_byte_s - arrived_s,
+            e2e_s=time.perf_counter() - arrived_s,
+            body_bytes=self._body_bytes,
+        )

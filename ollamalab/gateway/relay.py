@@ -1,0 +1,108 @@
+"""Sends a request through the parts and its answer back to the client, line by line."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+from ollamalab.errors import BadReply, OllamaLabError, WaitTimeout
+from ollamalab.gateway.exchange import Exchange
+from ollamalab.gateway.failures import error_line, failure_of
+from ollamalab.protocol.calls import CACHE_HEADER, QUEUE_HEADER, TIMING_HEADER, Call, call_of
+from ollamalab.protocol.endpoints import Kind
+from ollamalab.protocol.lines import StreamTail
+from ollamalab.protocol.upstream import Reply, Request, Upstream
+
+_OK = 200
+_PAST_ITS_DEADLINE = "the deadline of this request passed; see X-Ollamalab-Deadline-Ms"
+
+#: Groups the lines of a stream; what it gives is written at once.
+Batching = Callable[[AsyncIterator[bytes], Exchange], AsyncIterator[bytes]]
+
+
+class Relay:
+    """Carries requests to the parts and answers to clients.
+
+    Args:
+        upstream: The parts, wrapped.
+        has_cache: Whether one of them is a cache, for what the cache header says without its help.
+        batching: Groups the lines of streams; None passes them as they come.
+    """
+
+    def __init__(self, upstream: Upstream, *, has_cache: bool, batching: Batching | None) -> None:
+        self._upstream = upstream
+        self._no_cache_word = "bypass" if has_cache else "off"
+        self._batching = batching
+
+    async def answer(self, request: Request, exchange: Exchange) -> None:
+        """Answer one request; what the parts raise becomes an answer too."""
+        call = call_of(request)
+        try:
+            if call.deadline_s is None:
+                await self._pass(request, call, exchange)
+            else:
+                await self._pass_in_time(request, call, exchange, call.deadline_s)
+        except OllamaLabError as error:
+            await fail(error, exchange, is_openai=call.endpoint.is_openai)
+
+    async def _pass_in_time(
+        self, request: Request, call: Call, exchange: Exchange, deadline_s: float
+    ) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, deadline_s - time.perf_counter())):
+                await self._pass(request, call, exchange)
+        except TimeoutError as error:
+            raise WaitTimeout(_PAST_ITS_DEADLINE) from error
+
+    async def _pass(self, request: Request, call: Call, exchange: Exchange) -> None:
+        reply = await self._upstream.send(request)
+        async with reply:
+            self._explain(reply, call, exchange)
+            exchange.start(reply.status, reply.headers, length=_length(reply))
+            chunks = reply.chunks()
+            if call.is_stream and call.endpoint.kind is Kind.GENERATION and reply.status == _OK:
+                await self._pass_stream(chunks, call, exchange)
+            else:
+                async for chunk in chunks:
+                    await exchange.write(chunk)
+            exchange.end()
+
+    async def _pass_stream(self, chunks: AsyncIterator[bytes], call: Call, exchange: Exchange) -> None:
+        tail = exchange.tail = StreamTail(is_openai=call.endpoint.is_openai)
+        if self._batching is not None:
+            chunks = self._batching(chunks, exchange)
+        async for chunk in chunks:
+            tail.feed(chunk)
+            await exchange.write(chunk)
+        if not tail.is_whole:
+            raise BadReply("the server ended the stream without its final line; the answer is not complete")
+
+    def _explain(self, reply: Reply, call: Call, exchange: Exchange) -> None:
+        """Add what the gateway says on inference replies."""
+        if not call.endpoint.names_model:
+            return
+        headers, ledger = reply.headers, call.ledger
+        headers.setdefault(CACHE_HEADER, self._no_cache_word)
+        headers.setdefault(QUEUE_HEADER, f"{ledger.get('queue', 0.0) * 1000:.1f}")
+        total_s = time.perf_counter() - exchange.incoming.received_s
+        parts = [*ledger.items(), ("total", total_s)]
+        headers[TIMING_HEADER] = ", ".join(f"{part};dur={seconds * 1000:.2f}" for part, seconds in parts)
+
+
+async def fail(error: OllamaLabError, exchange: Exchange, *, is_openai: bool) -> None:
+    """Tell the client what went wrong: by a status, by a last line, or else by breaking off."""
+    if not exchange.is_started:
+        failure = failure_of(error, is_openai=is_openai)
+        exchange.whole(failure.status, failure.headers, failure.body, error)
+    elif exchange.tail is not None and exchange.length is None:
+        is_mid_line = exchange.tail.is_mid_line
+        await exchange.write(error_line(error, is_openai=is_openai, is_mid_line=is_mid_line))
+        exchange.end(error)
+    else:
+        exchange.cut(error)
+
+
+def _length(reply: Reply) -> int | None:
+    text = reply.headers.get("content-length", "")
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,163 @@
+"""What a request means is read once, as Ollama would read it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ollamalab.errors import RequestRefused
+from ollamalab.protocol.calls import call_of, named
+from ollamalab.protocol.endpoints import ENDPOINTS, Kind, endpoint_of
+from ollamalab.protocol.upstream import Request
+
+
+def request_to(path: str, body: bytes = b"", **headers: str) -> Request:
+    named_headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Request(method="POST", path=path, headers=named_headers, body=body)
+
+
+def test_a_request_is_read_once():
+    """A named request keeps its call; naming it again gives the very same one."""
+    request = named(request_to("/api/chat", b'{"model":"m"}'))
+    assert named(request) is request
+    assert call_of(request) is request.call
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "is_stream"),
+    [
+        ("/api/chat", b'{"model":"m"}', True),
+        ("/api/generate", b'{"model":"m","stream":null}', True),
+        ("/api/generate", b'{"model":"m","Stream":false}', False),
+        ("/v1/chat/completions", b'{"model":"m"}', False),
+        ("/v1/completions", b'{"model":"m","stream":true}', True),
+        ("/api/embed", b'{"model":"m"}', False),
+    ],
+)
+def test_streaming_is_the_default_only_where_it_is_ollamas(path: str, body: bytes, is_stream: bool):
+    assert call_of(request_to(path, body)).is_stream is is_stream
+
+
+@pytest.mark.parametrize("spelling", ["SmolLM2", "smollm2:latest", "library/smollm2", "SMOLLM2:Latest"])
+def test_every_spelling_of_a_model_has_one_key(spelling: str):
+    call = call_of(request_to("/api/chat", b'{"MODEL":"%s"}' % spelling.encode()))
+    assert call.model == spelling
+    assert call.model_key == "registry.ollama.ai/library/smollm2:latest"
+
+
+def test_a_text_that_is_no_model_name_is_left_to_the_server():
+    call = call_of(request_to("/api/chat", b'{"model":"a b"}'))
+    assert (call.model, call.model_key) == ("a b", "")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/api/chat", b"", "missing request body"),
+        ("/api/chat", b"{", "unexpected EOF"),
+        ("/api/chat", b'{"model": \xff}', "invalid character"),
+        ("/api/chat", b"[]", "json: cannot unmarshal array into Go value of type api.ChatRequest"),
+        (
+            "/api/generate",
+            b'{"model": 7}',
+            "json: cannot unmarshal number into Go struct field GenerateRequest.model of type string",
+        ),
+        (
+            "/api/chat",
+            b'{"stream": "yes"}',
+            "json: cannot unmarshal string into Go struct field ChatRequest.stream of type bool",
+        ),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_refused_in_ollamas_words(path: str, body: bytes, words: str):
+    with pytest.raises(RequestRefused, match=re.escape(words)) as caught:
+        named(request_to(path, body))
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("value", ["10", "-1", "five", "", "１", "5 "])
+def test_a_priority_outside_0_to_9_is_refused_by_name_and_value(value: str):
+    with pytest.raises(RequestRefused, match="x-ollamalab-priority must be a whole number from 0 to 9"):
+        named(request_to("/api/chat", b"{}", x_ollamalab_priority=value))
+
+
+def test_headers_say_how_urgent_and_for_whom():
+    request = request_to(
+        "/api/chat",
+        b"{}",
+        x_ollamalab_priority="0",
+        x_ollamalab_client=" batch ",
+        x_ollamalab_deadline_ms="250",
+        cache_control="no-cache",
+    )
+    call = call_of(named(request, client="10.0.0.7", arrived_s=100.0))
+    assert (call.priority, call.client, call.cache_control) == (0, "batch", "no-cache")
+    assert call.deadline_s == pytest.approx(100.25)
+
+
+def test_a_client_without_a_name_counts_by_its_address():
+    assert call_of(named(request_to("/api/chat", b"{}"), client="10.0.0.7")).client == "10.0.0.7"
+
+
+def test_the_holder_of_a_key_cannot_pass_for_another():
+    """With a key, the name in a header is ignored: it would move one's load to somebody else."""
+    request = request_to("/api/chat", b"{}", x_ollamalab_client="somebody")
+    call = call_of(named(request, client="10.0.0.7", tenant="alice"))
+    assert (call.client, call.tenant) == ("alice", "alice")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "tokens"),
+    [
+        ("/api/chat", b'{"options":{"num_predict":32}}', 32),
+        ("/api/chat", b'{"options":{"num_predict":-1}}', None),
+        ("/api/chat", b'{"options":"much"}', None),
+        ("/api/chat", b"{}", None),
+        ("/v1/chat/completions", b'{"max_tokens":7}', 7),
+        ("/v1/chat/completions", b'{"options":{"num_predict":32}}', None),
+    ],
+)
+def test_the_length_asked_for_is_read_where_each_api_has_it(path: str, body: bytes, tokens: int | None):
+    assert call_of(request_to(path, body)).num_predict == tokens
+
+
+def test_an_unknown_path_is_refused_in_the_words_of_ollamas_router():
+    with pytest.raises(RequestRefused, match="404 page not found") as caught:
+        named(request_to("/api/nothing", b"{}"))
+    assert caught.value.status == 404
+
+
+def test_a_compressed_body_of_responses_is_not_read():
+    """Ollama takes zstd there; the bytes pass on untouched."""
+    call = call_of(request_to("/v1/responses", b"\x28\xb5\x2f\xfd", content_encoding="zstd"))
+    assert (call.model, call.endpoint.kind) == ("", Kind.INFERENCE)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", Kind.READING),
+        ("/api/chat", Kind.GENERATION),
+        ("/v1/completions", Kind.GENERATION),
+        ("/v1/embeddings", Kind.EMBEDDING),
+        ("/v1/responses", Kind.INFERENCE),
+        ("/v1/models/smollm2:135m", Kind.READING),
+        ("/api/blobs/sha256:00", Kind.CHANGE),
+        ("/api/delete", Kind.CHANGE),
+    ],
+)
+def test_each_path_has_its_kind(path: str, kind: Kind):
+    endpoint = endpoint_of(path)
+    assert endpoint is not None
+    assert endpoint.kind is kind
+
+
+@pytest.mark.parametrize("path", ["/api", "/api/chat/", "/API/chat", "/v1/models/", "/api/blobs/", "", "x"])
+def test_paths_that_ollama_does_not_know_are_nothing(path: str):
+    assert endpoint_of(path) is None
+
+
+def test_only_generation_under_api_streams_by_default():
+    streaming = {path for path, endpoint in ENDPOINTS.items() if endpoint.streams_by_default}
+    assert streaming == {"/api/generate", "/api/chat", "/api/pull", "/api/push", "/api/create"}
