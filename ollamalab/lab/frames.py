@@ -8,7 +8,6 @@ from itertools import zip_longest
 from statistics import fmean, stdev
 
 import pandas as pd
-from scipy import stats
 
 from ollamalab.lab.subject import Subject
 from ollamalab.lab.trials import Statistic, Trials
@@ -57,8 +56,10 @@ def sweep_points(trials: Trials, settings: Mapping[str, float], statistic: Stati
 
 def _t_half_width(values: Sequence[float]) -> float:
     """Return half of the 95 % t-interval of a mean; NaN for one value."""
+    from scipy.special import stdtrit  # a third of a second, which few notebooks need
+
     n = len(values)
-    return float(stats.t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n) if n > 1 else math.nan
+    return float(stdtrit(n - 1, 0.975)) * stdev(values) / math.sqrt(n) if n > 1 else math.nan
 
 
 def concurrency(trials: Trials) -> pd.DataFrame:

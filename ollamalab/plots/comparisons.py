@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -84,7 +83,7 @@ def latency_ecdf(
             if column.empty:
                 axes.plot([], [], color=palette[arm], label=label)
                 continue
-            sns.ecdfplot(x=column, ax=axes, color=palette[arm], lw=2, label=label)
+            axes.ecdf(column, color=palette[arm], lw=2, label=label)
             axes.plot(column.median(), 0.5, "o", color=palette[arm], ms=6, mec="white", mew=1.2, zorder=5)
         axes.set_ylim(0, 1.02)
         _scale_latencies(axes, known["value"])

@@ -13,8 +13,8 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
 INK = "#1f2430"
@@ -108,7 +108,8 @@ def colours(names: Sequence[Any], baseline: Any = None) -> dict[Any, str]:
 
 def shades(count: int) -> list[str]:
     """Return colours from light to dark for things that are counted, such as 0, 1, 2 ... sequences."""
-    return list(sns.color_palette("blend:#e1ecf5,#5aa5d4,#005f96", count).as_hex())
+    blend = LinearSegmentedColormap.from_list("shades", ["#e1ecf5", "#5aa5d4", "#005f96"])
+    return [to_hex(blend(place / max(1, count - 1))) for place in range(count)]
 
 
 def ink_on(colour: str) -> str:

@@ -42,7 +42,6 @@ _PACKAGES = (
     "psutil",
     "pyarrow",
     "scipy",
-    "seaborn",
     "uvloop",
     "xllamacpp",
 )
