@@ -221,7 +221,7 @@ async def test_files_are_written_both_or_neither(tmp_path: Path) -> None:
             server.url, "--model", "scripted", "--requests", 1, "--json", tmp_path / "result.json"
         )
     assert ended.status == 2
-    assert ended.err.startswith("ollamalab: cannot write")
+    assert ended.err.startswith("ollamalab: cannot save")
     assert names_in(tmp_path) == ["result.records.jsonl"]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import re
+import stat
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -19,6 +22,7 @@ from plausible_run import compared, make_run, request
 
 from ollamalab.compare import Metric, not_testable, settle_fact
 from ollamalab.errors import RunError
+from ollamalab.files import write_together
 from ollamalab.records import Outcome, RequestRecord, Sample, ServerTimings
 from ollamalab.report import (
     Arm,
@@ -43,7 +47,6 @@ from ollamalab.report import (
 )
 from ollamalab.report.claims import count_words
 from ollamalab.report.drawings import adapt, dark_counterpart, draw
-from ollamalab.report.files import write_together
 from ollamalab.report.notebooks import execution_of, header_of
 
 CHECKOUT = Path(__file__).parents[1]
@@ -186,6 +189,21 @@ def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nothing was written"):
         write_together({tmp_path / "a.parquet": b"a", tmp_path / "file" / "b.json": b"b"})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_system_that_cannot_sync_folders_keeps_files_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    write_together({tmp_path / "a.json": b"a", tmp_path / "b.json": b"b"})
+    assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"a", b"b"]
 
 
 def test_an_experiment_without_its_json_does_not_exist(run_folder: Path) -> None:

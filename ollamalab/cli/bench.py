@@ -283,22 +283,10 @@ async def _show_progress(console: Console, generator: LoadGenerator) -> None:
 
 def _write(json_file: Path, records_file: Path, summary: Mapping[str, Any], result: LoadResult) -> None:
     """Write both files whole or not at all, the requests first."""
-    import os
-
     import msgspec
+
+    from ollamalab.files import write_together
 
     lines = b"".join(msgspec.json.encode(record) + b"\n" for record in result.records)
     document = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
-    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in (records_file, json_file)}
-    try:
-        for path, content in ((records_file, lines), (json_file, document)):
-            drafts[path].write_bytes(content)
-        for path, draft in drafts.items():
-            draft.replace(path)
-    except OSError as error:
-        raise SettingsError(
-            f"cannot write {json_file}: {error.strerror}; free some space or choose another place"
-        ) from error
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
+    write_together({records_file: lines, json_file: document})

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ollamalab.claims import CLAIMS
+from ollamalab.files import write_whole
 from ollamalab.records import Manifest
 from ollamalab.report.claims import Judged, correction, count_words, judge_run, published
-from ollamalab.report.files import write_whole
 from ollamalab.report.notebooks import Header, header_of, read_notebook
 from ollamalab.report.runs import Run, load_run
 

@@ -19,9 +19,9 @@ import msgspec
 
 from ollamalab import gpu, host
 from ollamalab.errors import RunError
+from ollamalab.files import write_whole
 from ollamalab.records import Manifest
 from ollamalab.report.entries import SCHEMA
-from ollamalab.report.files import write_whole
 from ollamalab.report.folders import MANIFEST
 
 T = TypeVar("T")

@@ -15,10 +15,10 @@ from typing import Any
 
 from ollamalab.claims import CLAIMS
 from ollamalab.errors import RunError
+from ollamalab.files import write_together
 from ollamalab.records import RequestRecord, Sample
 from ollamalab.report.drawings import draw
 from ollamalab.report.entries import SCHEMA, Arm, Contrast, ExperimentFile, Figure
-from ollamalab.report.files import write_together
 from ollamalab.report.folders import INTERACTIVE, MANIFEST, current_folder, root
 from ollamalab.report.manifest import (
     encode,

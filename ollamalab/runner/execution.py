@@ -14,7 +14,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from ollamalab.errors import RunError
-from ollamalab.report.files import write_whole
+from ollamalab.files import write_whole
 from ollamalab.report.notebooks import Execution, cell_description, execution_of, read_notebook
 from ollamalab.runner.kernels import KERNEL_NAME, Kernel
 

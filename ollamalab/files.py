@@ -41,7 +41,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     except OSError as error:
         raise RunError(
             f"cannot save {path}: {error.strerror or error}; nothing was written there; "
-            "free some space or choose another folder with --out"
+            "free some space or choose another place"
         ) from error
     finally:
         for temporary in staged:
@@ -55,9 +55,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make renames in a folder survive a power cut, where its file system can: some refuse to sync one."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
