@@ -535,7 +535,11 @@ class TestClaims:
     def test_a_claim_without_a_number_is_about_direction(
         self, interval: tuple[float, float], word: str
     ) -> None:
-        assert compare.settle(measured(*interval), low=0.0, high=1.0).word == word
+        verdict = compare.settle_direction(measured(*interval), "lower")
+        assert verdict.word == word
+        assert "0–1" not in verdict.reason
+        opposite = {"confirmed": "refuted", "refuted": "confirmed"}.get(word, word)
+        assert compare.settle_direction(measured(*interval), "higher").word == opposite
 
     def test_a_claim_of_no_change_is_confirmed_by_equivalence(self) -> None:
         assert compare.settle(measured(0.97, 1.02), low=0.95, high=1.05).word == "confirmed"

@@ -373,6 +373,17 @@ async def test_a_server_that_is_not_ollama_is_refused() -> None:
             pass
 
 
+@pytest.mark.parametrize("answer", [{}, [], {"models": None}, {"models": ["smollm2"]}, {"models": [{}]}])
+async def test_a_server_that_tells_a_version_but_no_models_is_refused(answer: Any) -> None:
+    """Many servers answer ``/api/version``."""
+    with (
+        serving({"/api/version": {"version": "1"}, "/api/tags": answer}) as url,
+        pytest.raises(TargetError, match="does not list models; is that an Ollama server"),
+    ):
+        async with open_target(url, models=["smollm2:135m"]):
+            pass
+
+
 async def test_a_model_that_a_server_elsewhere_lacks_is_named() -> None:
     with serving(OLLAMA) as url, pytest.raises(TargetError, match="no model 'qwen3'"):
         async with open_target(url, models=["qwen3"]):

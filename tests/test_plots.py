@@ -90,6 +90,10 @@ def test_nothing_measured_is_no_error(name: str) -> None:
     assert words_of(empty[name]())
 
 
+def test_one_slot_is_one() -> None:
+    assert "1 slot" in words_of(plots.slot_timeline(REQUESTS, slots=1, title="T")).splitlines()
+
+
 def test_a_forest_shows_estimates_and_what_is_missing() -> None:
     """Each row has estimate, interval and n, or n/a."""
     words = words_of(plots.ratio_forest(RATIOS, quantity="after / before", title="T"))

@@ -235,6 +235,21 @@ def test_the_newest_unfinished_equal_run_is_resumed(lab: Path, tmp_path: Path) -
         find_unfinished(make_plan(lab, names=["16"]), results)
 
 
+def test_a_run_of_another_commit_is_not_resumed(lab: Path, tmp_path: Path) -> None:
+    """Half a run of one code and half of another would be shown as one."""
+    results = tmp_path / "results"
+    plan = make_plan(lab, names=["02", "15"])
+    older = begin(plan, results, 1, {})
+    newer = begin(plan, results, 2, {})
+    write_manifest(newer, replace(read_manifest(newer), commit="abc1234567890"))
+    assert find_unfinished(plan, results) == older
+    write_manifest(older, replace(read_manifest(older), commit="def1234567890"))
+    with pytest.raises(
+        RunError, match=f"{newer.name} is unfinished, but of commit abc1234567, not of unknown;"
+    ):
+        find_unfinished(plan, results)
+
+
 def test_nothing_finished_is_repeated_but_the_report(lab: Path, tmp_path: Path) -> None:
     """What is done stays; the report is made once more when anything before it ran."""
     plan = make_plan(lab)

@@ -9,7 +9,14 @@
 """
 
 from ollamalab.compare.carry_over import CarryOver, carry_over
-from ollamalab.compare.claim import ClaimVerdict, ClaimWord, not_testable, settle, settle_fact
+from ollamalab.compare.claim import (
+    ClaimVerdict,
+    ClaimWord,
+    not_testable,
+    settle,
+    settle_direction,
+    settle_fact,
+)
 from ollamalab.compare.correction import benjamini_hochberg, correct, correction_note, holm
 from ollamalab.compare.design import Visit, blocks_for_pairs, design, pairs, visit_values
 from ollamalab.compare.estimate import Estimate, hodges_lehmann, signed_rank_cdf
@@ -39,6 +46,7 @@ __all__ = [
     "not_testable",
     "pairs",
     "settle",
+    "settle_direction",
     "settle_fact",
     "signed_rank_cdf",
     "visit_values",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from ollamalab.compare.verdict import Comparison
 
@@ -32,7 +33,6 @@ def settle(comparison: Comparison, *, low: float, high: float, at_least: bool = 
     Args:
         comparison: The claim's primary contrast, corrected for the run's tests.
         low: Lower end of the published range of the estimate: a ratio after/before, or a difference.
-            A claim without a number has 0 to 1 ("faster") or 1 to infinity ("higher").
         high: Upper end.
         at_least: Going further than the range in the claimed direction confirms the claim too.
     """
@@ -54,13 +54,28 @@ def settle(comparison: Comparison, *, low: float, high: float, at_least: bool = 
     else:
         word, relation = ClaimWord.NOT_SETTLED, "does not settle"
     published = f"{low:.3g}" if low == high else f"{low:.3g}–{high:.3g}"
-    measured = f"{comparison.estimate:.3g} ({comparison.low:.3g}–{comparison.high:.3g})"
-    return ClaimVerdict(word=word, reason=f"{measured} {relation} the published {published}")
+    return ClaimVerdict(word=word, reason=f"{_measured(comparison)} {relation} the published {published}")
+
+
+def settle_direction(comparison: Comparison, claimed: Literal["lower", "higher"]) -> ClaimVerdict:
+    """Return what a measured comparison makes of a claim that names a direction and no number."""
+    if comparison.verdict is None:
+        return ClaimVerdict(word=ClaimWord.NOT_SETTLED, reason=comparison.reason)
+    shown, measured = comparison.verdict.direction, _measured(comparison)
+    if shown is None:
+        return ClaimVerdict(word=ClaimWord.NOT_SETTLED, reason=f"{measured} is not shown to be {claimed}")
+    if shown == claimed:
+        return ClaimVerdict(word=ClaimWord.CONFIRMED, reason=f"{measured} is {claimed}, as published")
+    return ClaimVerdict(word=ClaimWord.REFUTED, reason=f"{measured} is {shown}, not {claimed} as published")
 
 
 def settle_fact(*, holds: bool, evidence: str) -> ClaimVerdict:
     """Return what an observation makes of a factual claim; ``evidence`` says what was seen."""
     return ClaimVerdict(word=ClaimWord.CONFIRMED if holds else ClaimWord.REFUTED, reason=evidence)
+
+
+def _measured(comparison: Comparison) -> str:
+    return f"{comparison.estimate:.3g} ({comparison.low:.3g}–{comparison.high:.3g})"
 
 
 def not_testable(reason: str) -> ClaimVerdict:

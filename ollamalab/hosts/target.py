@@ -85,7 +85,7 @@ class Target(ABC):
             "models": [
                 {
                     "name": model["name"],
-                    "digest": model["digest"],
+                    "digest": model.get("digest"),
                     "size_bytes": model.get("size"),
                     "quantisation": model.get("details", {}).get("quantization_level"),
                 }
@@ -173,7 +173,11 @@ async def tags(url: str) -> list[dict[str, Any]]:
         UpstreamError: No such answer.
     """
     answer = await asyncio.to_thread(get_json, f"{url}/api/tags", timeout_s=_TIMEOUT_S)
-    models: list[dict[str, Any]] = answer["models"]
+    models = answer.get("models") if isinstance(answer, dict) else None
+    if not isinstance(models, list) or not all(
+        isinstance(model, dict) and "name" in model for model in models
+    ):
+        raise BadReply(f"{url}/api/tags does not list models", url=url)
     return models
 
 

@@ -56,7 +56,8 @@ def slot_timeline(
         if slots is not None:
             axes[1].axhline(slots, color=BASELINE, lw=1.2, ls=(0, (5, 3)))
             axes[1].annotate(
-                f"{slots} slots", (1.0, slots), xycoords=("axes fraction", "data"), xytext=(4, 0),
+                "1 slot" if slots == 1 else f"{slots} slots", (1.0, slots),
+                xycoords=("axes fraction", "data"), xytext=(4, 0),
                 textcoords="offset points", va="center", color=MUTED, fontsize=8.5,
             )  # fmt: skip
         axes[1].set_ylim(0, max([1, slots or 0, *counts]) * 1.12)

@@ -15,7 +15,7 @@ from ollamalab.report.folders import (
     shown_folder,
 )
 from ollamalab.report.html import write_report
-from ollamalab.report.manifest import new_manifest, read_manifest, utc_now, write_manifest
+from ollamalab.report.manifest import commit_of, new_manifest, read_manifest, utc_now, write_manifest
 from ollamalab.report.runs import Experiment, Run, load_experiment, load_run
 from ollamalab.report.saving import Report
 from ollamalab.report.tables import Column, Table
@@ -34,6 +34,7 @@ __all__ = [
     "Run",
     "Table",
     "claims_table",
+    "commit_of",
     "current_folder",
     "find_run",
     "judge_run",

@@ -11,7 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ollamalab.claims import CLAIMS, Claim
-from ollamalab.compare import ClaimVerdict, ClaimWord, Comparison, correct, correction_note, settle
+from ollamalab.compare import (
+    ClaimVerdict,
+    ClaimWord,
+    Comparison,
+    correct,
+    correction_note,
+    settle,
+    settle_direction,
+)
 from ollamalab.report.entries import Contrast
 from ollamalab.report.runs import Run
 from ollamalab.report.tables import Column, Table, interval_text
@@ -149,8 +157,9 @@ def _settle(comparison: Comparison, claim: Claim, contrast: Contrast) -> ClaimVe
     """Return what a comparison makes of a claim; one without a number claims a direction."""
     if claim.low is not None and claim.high is not None:
         return settle(comparison, low=claim.low, high=claim.high, at_least=claim.at_least)
-    low, high = (0.0, 1.0) if contrast.claimed == "lower" else (1.0, float("inf"))
-    return settle(comparison, low=low, high=high)
+    if contrast.claimed is None:
+        raise ValueError(f"{claim.id} has no number, and the contrast does not say which direction it claims")
+    return settle_direction(comparison, contrast.claimed)
 
 
 def _own_word(comparison: Comparison | None) -> dict[str, str]:

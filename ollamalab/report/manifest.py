@@ -69,7 +69,7 @@ def new_manifest(
         parameters: Experiment to its parameters.
         checkout: Folder whose commit is noted.
     """
-    commit, dirty = _commit(checkout)
+    commit, dirty = commit_of(checkout)
     return Manifest(
         schema=SCHEMA,
         run=run,
@@ -158,7 +158,7 @@ def _versions(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _commit(checkout: Path) -> tuple[str | None, bool | None]:
+def commit_of(checkout: Path) -> tuple[str | None, bool | None]:
     """Return commit and whether files differ from it; (None, None) outside a checkout of our own."""
 
     def git(*arguments: str) -> str:

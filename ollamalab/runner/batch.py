@@ -21,6 +21,7 @@ from ollamalab.errors import RunError
 from ollamalab.records import Manifest
 from ollamalab.report import (
     RUN_VARIABLE,
+    commit_of,
     load_run,
     new_manifest,
     new_run_folder,
@@ -80,11 +81,14 @@ def start(plan: Plan, results: Path) -> Path:
 
 
 def find_unfinished(plan: Plan, results: Path) -> Path:
-    """Return the newest unfinished run that did the same: experiments, profile and parameters.
+    """Return the newest unfinished run that did the same: experiments, profile, parameters and code.
 
     Raises:
-        RunError: There is none.
+        RunError: There is none; a run of another commit is named, because its half and this one's would
+            be shown as one.
     """
+    commit, _ = commit_of(plan.root)
+    other = ""
     for folder in reversed(run_folders(results)):
         try:
             manifest = read_manifest(folder)
@@ -92,10 +96,18 @@ def find_unfinished(plan: Plan, results: Path) -> Path:
             continue  # damaged or from a newer version: not ours to finish
         same = manifest.profile == plan.profile and manifest.parameters == plan.parameters
         if same and any(state != "done" for state in manifest.experiments.values()):
-            return folder
+            if manifest.commit == commit:
+                return folder
+            other = other or f"{folder.name} is unfinished, but of commit {_short(manifest.commit)}, not of "
+    if other:
+        raise RunError(f"{other}{_short(commit)}; leave out --resume to measure anew")
     raise RunError(
         f"no unfinished run with these experiments and parameters in {results}; leave out --resume"
     )
+
+
+def _short(commit: str | None) -> str:
+    return commit[:10] if commit else "unknown"
 
 
 def remaining(plan: Plan, manifest: Manifest) -> list[Task]:
