@@ -1,0 +1,158 @@
+"""One answer on its way to the client: head, body, and how its end is marked on the wire."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ollamalab.gateway.incoming import Incoming
+    from ollamalab.gateway.server import Connection
+
+_NO_CONTENT, _NOT_MODIFIED = 204, 304
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 s
+
+
+class Outgoing:
+    """Writes the answer to one request.
+
+    The head is held back until the first piece of the body, and leaves with it in one write.
+
+    Args:
+        connection: Where it goes.
+        incoming: The request.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_has_body",
+        "_head",
+        "_is_chunked",
+        "_left_bytes",
+        "closes",
+        "is_over",
+        "is_started",
+    )
+
+    def __init__(self, connection: Connection, incoming: Incoming) -> None:
+        self.is_started = False  #: whether a status was given
+        self.is_over = False  #: whether nothing more can be written
+        self.closes = incoming.is_last  #: whether the connection closes after this answer
+        self._connection = connection
+        self._head = b""
+        self._has_body = incoming.method != "HEAD"
+        self._is_chunked = not incoming.is_http_1_0
+        self._left_bytes: int | None = None  # of a body of known length
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What the client has not taken yet; what was written in this turn of the loop counts too."""
+        connection = self._connection
+        return 0 if connection.is_lost else connection.transport.get_write_buffer_size()
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether so much waits for the client that ``drain`` would wait."""
+        return self._connection.is_blocked
+
+    def start(self, status: int, headers: Mapping[str, str], *, length: int | None) -> None:
+        """Give status and headers.
+
+        Args:
+            status: From 200 on.
+            headers: Without those of the hop: connection, date, keep-alive, lengths and codings.
+            length: Bytes of the body; None if its end will tell.
+
+        Raises:
+            ValueError: A header that would break the head in two.
+        """
+        if self.is_started:
+            raise RuntimeError("this answer has its status already")
+        block = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        if block.count("\n") != len(headers) or block.count("\r") != len(headers):
+            raise ValueError("a header with a line break in it")
+        self.is_started = True
+        connection = self._connection
+        is_chunked = self._is_chunked
+        if status in (_NO_CONTENT, _NOT_MODIFIED):
+            self._has_body = self._is_chunked = False
+            framing = ""
+        elif length is not None:
+            self._left_bytes = length if self._has_body else 0
+            self._is_chunked = False
+            framing = f"content-length: {length}\r\n"
+        elif not self._has_body:
+            self._is_chunked = False
+            framing = ""
+        elif is_chunked:
+            framing = "transfer-encoding: chunked\r\n"
+        else:
+            self.closes = True
+            framing = ""
+        if self.closes or connection.is_stopping:
+            self.closes = True
+            framing += "connection: close\r\n"
+        elif not is_chunked:
+            framing += "connection: keep-alive\r\n"
+        self._head = f"{connection.status_and_date(status)}{block}{framing}\r\n".encode("latin-1")
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the body.
+
+        Raises:
+            ValueError: It is longer than announced.
+        """
+        if not data or not self._has_body or self.is_over:
+            return
+        head = self._head
+        if self._is_chunked:
+            data = b"%b%x\r\n%b\r\n" % (head, len(data), data)
+        else:
+            if self._left_bytes is not None:
+                self._left_bytes -= len(data)
+                if self._left_bytes < 0:
+                    raise ValueError("a body longer than announced")
+            if head:
+                data = head + data
+        self._head = b""
+        self._connection.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the client has taken enough; it is dropped if it takes nothing for too long."""
+        if self._connection.is_blocked:
+            await self._connection.unblocked()
+
+    def end(self) -> None:
+        """Say that the body is whole.
+
+        Raises:
+            ValueError: It is shorter than announced.
+        """
+        if self.is_over:
+            return
+        if self._left_bytes:
+            raise ValueError(f"a body {self._left_bytes} bytes shorter than announced")
+        tail = b"0\r\n\r\n" if self._is_chunked else b""
+        if self._head or tail:
+            self._connection.write(self._head + tail)
+            self._head = b""
+        self.is_over = True
+
+    def abort(self) -> None:
+        """Cut the answer off, so that it does not look whole to the client."""
+        if self.is_over:
+            return
+        self.is_over = self.closes = True
+        self._head = b""
+        connection = self._connection
+        if connection.is_lost:
+            return
+        if self.is_started and self._has_body and not self._is_chunked and self._left_bytes is None:
+            # The end of such a body is the end of the connection: only a reset can say "not whole".
+            peer: socket.socket = connection.transport.get_extra_info("socket")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            connection.transport.abort()
+        else:
+            connection.transport.close()
