@@ -11,30 +11,35 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ollamalab.cache import ResponseCache
     from ollamalab.client import OllamaClient
     from ollamalab.gpu import GpuSampler
     from ollamalab.lab import Lab
     from ollamalab.loadgen import LoadGenerator, LoadSettings
-    from ollamalab.settings import ServerSettings
+    from ollamalab.settings import CacheSettings, ServerSettings
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CacheSettings",
     "GpuSampler",
     "Lab",
     "LoadGenerator",
     "LoadSettings",
     "OllamaClient",
+    "ResponseCache",
     "ServerSettings",
     "__version__",
 ]
 
 _HOME = {
+    "CacheSettings": "ollamalab.settings",
     "GpuSampler": "ollamalab.gpu",
     "Lab": "ollamalab.lab",
     "LoadGenerator": "ollamalab.loadgen",
     "LoadSettings": "ollamalab.loadgen",
     "OllamaClient": "ollamalab.client",
+    "ResponseCache": "ollamalab.cache",
     "ServerSettings": "ollamalab.settings",
 }
 

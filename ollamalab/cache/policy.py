@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from ollamalab.errors import SettingsError
 from ollamalab.protocol.calls import Call
@@ -89,7 +89,7 @@ def is_deterministic(call: Call) -> bool:
 _CHATS = ("/api/chat", "/v1/chat/")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

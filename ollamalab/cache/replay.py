@@ -1,0 +1,200 @@
+"""How a kept answer is given again: in the form that is asked for, with the asker's spelling of the model.
+
+Under ``/api`` every line gets a fresh ``created_at``; the durations of the final line stay those of the
+real answer. What an answer looks like in a form is worked out at its first replay and stays with it, so
+that a later one is a single join.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from enum import Enum
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from ollamalab.cache import ndjson, sse
+from ollamalab.cache.entry import Answer
+from ollamalab.protocol.calls import Call
+from ollamalab.protocol.durations import NS_PER_S, utc_stamp
+
+_json = msgspec.json.Encoder().encode
+_parse = msgspec.json.Decoder(dict[str, Any]).decode
+
+#: How every line of Ollama begins.
+_FRONT = re.compile(rb'^\{"model":"(?:[^"\\]|\\.)*","created_at":"[^"]*"', re.MULTILINE)
+
+
+class Form(Enum):
+    """What a request wants its answer to look like."""
+
+    WHOLE = "whole"  #: one object
+    STREAM = "stream"  #: lines, or events
+    STREAM_WITH_USAGE = "stream with usage"  #: only under ``/v1``
+
+
+def form_of(call: Call) -> Form:
+    """Return the form that a call asks for."""
+    if not call.is_stream:
+        return Form.WHOLE
+    if call.endpoint.is_openai and sse.wants_usage(call.fields):
+        return Form.STREAM_WITH_USAGE
+    return Form.STREAM
+
+
+class Prepared:
+    """An answer in one form.
+
+    Attributes:
+        content_type: Of that form.
+        offsets_s: Seconds from the first piece to each, as recorded; all 0 if it came in another form.
+    """
+
+    __slots__ = ("_is_openai", "_old_model", "_pieces", "_segments", "content_type", "offsets_s")
+
+    def __init__(
+        self, pieces: Sequence[bytes], offsets_s: Sequence[float], *, is_openai: bool, content_type: str
+    ) -> None:
+        self.content_type = content_type
+        self.offsets_s = offsets_s
+        self._is_openai = is_openai
+        self._old_model = _model_in(pieces[0]) if is_openai else b""
+        self._pieces = pieces if is_openai else [_fronted(piece) for piece in pieces]
+        self._segments = self._cut(b"".join(self._pieces))
+
+    def body(self, model: str, now_ns: int) -> bytes:
+        """Return all of it.
+
+        Args:
+            model: As the client spelled it.
+            now_ns: Unix time.
+        """
+        return self._front(model, now_ns).join(self._segments)
+
+    def piece(self, index: int, model: str, now_ns: int) -> bytes:
+        """Return one piece."""
+        return self._front(model, now_ns).join(self._cut(self._pieces[index]))
+
+    def _front(self, model: str, now_ns: int) -> bytes:
+        """Return what stands between the segments."""
+        if self._is_openai:
+            return b'"model":' + _json(model)
+        return b'{"model":%b,"created_at":"%b"' % (_json(model), utc_stamp(now_ns).encode())
+
+    def _cut(self, body: bytes) -> list[bytes]:
+        if not self._is_openai:
+            return _FRONT.split(body)
+        # As bytes this stands nowhere else: inside a text its quotes would be escaped.
+        return body.split(self._old_model) if self._old_model else [body]
+
+
+class Replay:
+    """A Reply that repeats a kept answer.
+
+    Attributes:
+        status: 200; nothing else is kept.
+        headers: Names in lower case.
+    """
+
+    def __init__(
+        self, answer: Prepared, model: str, now_s: float, *, is_recorded: bool, age_s: float
+    ) -> None:
+        """Take an answer in the form that is asked for.
+
+        Args:
+            answer: What to repeat.
+            model: As the client spelled it.
+            now_s: Seconds since 1970; what ``created_at`` will say.
+            is_recorded: Whether pieces come as far apart as they did, counted from the first.
+            age_s: For how long it has been kept.
+        """
+        self.status = 200
+        self.headers = {"content-type": answer.content_type, "age": str(max(0, int(age_s)))}
+        self._answer = answer
+        self._model = model
+        self._now_ns = int(now_s * NS_PER_S)
+        self._is_recorded = is_recorded
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Give the body: at once in one piece, or each piece in its time."""
+        if not self._is_recorded:
+            yield self._answer.body(self._model, self._now_ns)
+            return
+        started_s, started_ns = time.perf_counter(), self._now_ns
+        for index, offset_s in enumerate(self._answer.offsets_s):
+            wait_s = started_s + offset_s - time.perf_counter()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            yield self._answer.piece(index, self._model, started_ns + int(offset_s * NS_PER_S))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing is held."""
+
+
+def prepared(answer: Answer, form: Form) -> Prepared | None:
+    """Return an answer in a form; None if it lacks what that form tells, which makes it a miss."""
+    found: Prepared | None = answer.prepared.get(form)
+    if found is None and (pieces := _pieces_in(answer, form)):
+        dialect = sse if answer.is_openai else ndjson
+        found = Prepared(
+            [piece for piece, _ in pieces],
+            [offset_s for _, offset_s in pieces],
+            is_openai=answer.is_openai,
+            content_type=dialect.WHOLE_TYPE if form is Form.WHOLE else dialect.STREAM_TYPE,
+        )
+        answer.prepared[form] = found
+    return found
+
+
+def _pieces_in(answer: Answer, form: Form) -> list[tuple[bytes, float]]:
+    """Return the pieces of an answer in a form, each with its offset; none if it cannot be had."""
+    if answer.is_stream is (form is not Form.WHOLE):
+        pairs = list(zip(answer.pieces, answer.offsets_s, strict=True))
+        if form is Form.STREAM_WITH_USAGE:
+            return pairs if _tells_usage(answer.pieces) else []
+        if form is Form.STREAM and answer.is_openai:
+            bare = [(sse.without_usage(event), offset_s) for event, offset_s in pairs]
+            return [pair for pair in bare if pair[0]]
+        return pairs
+    if form is Form.WHOLE:
+        whole = sse.joined(answer.pieces) if answer.is_openai else ndjson.joined(answer.pieces)
+        return [] if whole is None else [(whole, 0.0)]
+    if not answer.is_openai:
+        return [(line, 0.0) for line in ndjson.split(answer.pieces[0])]
+    events = sse.split(answer.pieces[0], include_usage=form is Form.STREAM_WITH_USAGE)
+    return [(event, 0.0) for event in events or ()]
+
+
+def _tells_usage(events: Sequence[bytes]) -> bool:
+    return len(events) > 1 and bool(_parse(sse.data_of(events[-2])).get("usage"))
+
+
+def _fronted(line: bytes) -> bytes:
+    """Return a line that begins as Ollama's do, for servers that write it in another order or with spaces."""
+    if _FRONT.match(line):
+        return line
+    fields = _parse(line)
+    front = {name: fields.get(name) for name in ("model", "created_at")}
+    if not all(isinstance(value, str) for value in front.values()):
+        return line
+    return _json({**front, **fields}) + (b"\n" if line.endswith(b"\n") else b"")
+
+
+def _model_in(piece: bytes) -> bytes:
+    """Return how a piece of ``/v1`` names the model, as bytes; empty if it does not."""
+    data = sse.data_of(piece) if piece.startswith(b"data: ") else piece
+    model = _parse(data).get("model")
+    named = b'"model":' + _json(model)
+    return named if isinstance(model, str) and named in piece else b""
