@@ -210,7 +210,13 @@ class Connection(asyncio.Protocol):
         """Take the connection in, or say that there are too many."""
         self.transport = cast("asyncio.Transport", transport)  # which uvloop's do not inherit from
         peer = transport.get_extra_info("peername")
-        self._reader = RequestReader(self._limits, peer[0] if isinstance(peer, tuple) else "")
+        is_tcp = isinstance(peer, tuple)
+        if (
+            is_tcp
+        ):  # asyncio's own loop leaves Nagle's algorithm on for sockets made without a protocol number
+            sock = transport.get_extra_info("socket")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._reader = RequestReader(self._limits, peer[0] if is_tcp else "")
         server = self._server
         server.connections.add(self)
         if server.is_stopping:
