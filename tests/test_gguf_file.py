@@ -121,9 +121,11 @@ def test_a_pooling_type_makes_a_model_embedding_only(tmp_path: Path) -> None:
     assert metadata.capabilities == ("embedding",)
 
 
-def test_fill_in_tokens_make_a_model_insert(tmp_path: Path) -> None:
+def test_fill_in_tokens_promise_nothing(tmp_path: Path) -> None:
+    """The server refuses ``suffix``, so no model may advertise it."""
     numbers = {"tokenizer.ggml.fim_pre_token_id": 2, "tokenizer.ggml.fim_suf_token_id": 3}
-    assert read_gguf(write_small_gguf(tmp_path / "m.gguf", numbers=numbers)).supports_insert
+    metadata = read_gguf(write_small_gguf(tmp_path / "m.gguf", numbers=numbers))
+    assert metadata.capabilities == ("completion",)
 
 
 def test_what_a_file_does_not_say_is_none(tmp_path: Path) -> None:

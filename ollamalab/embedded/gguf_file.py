@@ -156,21 +156,17 @@ class GgufMetadata:
         return self._own("pooling_type") is not None or "bert" in self.architecture
 
     @property
-    def supports_insert(self) -> bool:
-        """Whether the model can fill in between prompt and suffix: it has tokens for both."""
-        keys = (("fim_pre_token_id", "fim_suf_token_id"), ("prefix_token_id", "suffix_token_id"))
-        return any(all(f"tokenizer.ggml.{key}" in self.fields for key in pair) for pair in keys)
-
-    @property
     def capabilities(self) -> tuple[str, ...]:
-        """Ollama's capability words, in its order; "completion" unless embedding only."""
+        """Ollama's capability words, in its order; "completion" unless embedding only.
+
+        Never "insert": that takes a Go template with a place for a suffix, and a GGUF file has none.
+        """
         return tuple(
             word
             for word, holds in (
                 ("tools", self.has_tool_template),
                 ("thinking", self.is_thinking),
                 ("embedding" if self.is_embedding_only else "completion", True),
-                ("insert", self.supports_insert),
             )
             if holds
         )
