@@ -161,6 +161,26 @@ def test_a_changed_file_is_read_again(store: ModelStore) -> None:
     assert after.digest == sha256_of(path)
 
 
+def test_a_model_found_before_is_recalled_until_its_file_changes_or_goes(store: ModelStore) -> None:
+    path = put(store, "m:1")
+    name = parse_name("m:1")
+    assert store.recall(name) is None
+    found = store.find(name)
+    assert store.recall(parse_name("library/M:1")) is found
+    os.utime(path, ns=(0, found.modified_ns + 1))
+    assert store.recall(name) is None
+    assert store.recall(store.find(name).name) is not None
+    path.unlink()
+    assert store.recall(name) is None
+
+
+def test_what_an_alias_stood_for_is_not_recalled(store: ModelStore) -> None:
+    """Or a real ``smollm2:latest`` would go unseen."""
+    put(store, DEFAULT_MODEL)
+    store.find("smollm2")
+    assert store.recall(parse_name("smollm2")) is None
+
+
 def test_the_digest_is_kept_on_disk_until_the_file_changes(store: ModelStore) -> None:
     """A second process does not hash again: it believes the note, here one made to differ."""
     path = put(store, "m:1")

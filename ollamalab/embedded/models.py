@@ -101,6 +101,7 @@ class ModelStore:
         """
         self.folder = folder or platformdirs.user_cache_path("ollamalab") / "models"
         self._read: dict[Path, ModelFile] = {}
+        self._found: dict[str, ModelFile] = {}
         self._extra: dict[str, tuple[ModelName, Path]] = {}
         for path in extra:
             name = name_of_file(path)
@@ -144,7 +145,21 @@ class ModelStore:
                 f"model '{wanted.short}' not found (there are: {there}); "
                 f"`ollamalab models fetch` brings {DEFAULT_MODEL}, `--model PATH` adds a GGUF file"
             )
-        return self._open(*found)
+        model = self._open(*found)
+        if model.name.key == wanted.key:  # an alias gives way as soon as there is a model of its name
+            self._found[wanted.key] = model
+        return model
+
+    def recall(self, name: ModelName) -> ModelFile | None:
+        """Return a model that was found by this very name before and whose file is unchanged.
+
+        It costs no more than a look at the file's status. None says nothing: ``find`` may know the name.
+        """
+        known = self._found.get(name.key)
+        with suppress(OSError):
+            if known and _is_unchanged(known, known.path.stat()):
+                return known
+        return None
 
     def path_of(self, name: ModelName) -> Path:
         """Return where the store keeps a model of this name.
@@ -222,7 +237,7 @@ class ModelStore:
         except OSError as error:
             raise ModelError(f"cannot read model file {path}: {error.strerror}; check the path") from error
         known = self._read.get(path)
-        if known and (known.size_bytes, known.modified_ns) == (status.st_size, status.st_mtime_ns):
+        if known and _is_unchanged(known, status):
             return known
         metadata = read_gguf(path)
         model = ModelFile(
@@ -302,6 +317,10 @@ def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
     except OSError as error:
         raise ModelError(f"cannot read model file {path}: {error.strerror}; check its rights") from error
     return digest.hexdigest()
+
+
+def _is_unchanged(known: ModelFile, status: os.stat_result) -> bool:
+    return (known.size_bytes, known.modified_ns) == (status.st_size, status.st_mtime_ns)
 
 
 def _identity(path: Path, status: os.stat_result) -> list[Any]:
