@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import psutil
 import pytest
 
 from ollamalab.embedded.engine import MAX_EVENT_BYTES, Engine, EngineStream
+from ollamalab.embedded.engine_http import send
 from ollamalab.embedded.engine_log import MemoryUse, failure_reason, memory_use
 from ollamalab.embedded.fetch import ensure_model
 from ollamalab.embedded.load import Launch, LoadOptions, llama_server_command
@@ -244,7 +244,7 @@ async def test_one_engine_embeds_and_chats(model: ModelFile) -> None:
 
 
 @pytest.fixture
-async def sse(engine: Engine) -> AsyncIterator[Callable[[bytes], Any]]:
+async def sse() -> AsyncIterator[Callable[[bytes], Any]]:
     """Give a function that makes a stream whose server says what it is told, then cuts or ends."""
     pieces: list[bytes] = []
 
@@ -262,13 +262,12 @@ async def sse(engine: Engine) -> AsyncIterator[Callable[[bytes], Any]]:
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with aiohttp.ClientSession() as session:
 
-        def stream(*told: bytes) -> EngineStream:
-            pieces[:] = told
-            return EngineStream(lambda: session.post(f"http://127.0.0.1:{port}/"), failure)
+    def stream(*told: bytes) -> EngineStream:
+        pieces[:] = told
+        return EngineStream(lambda: send(f"http://127.0.0.1:{port}", "POST", "/"), failure)
 
-        yield stream
+    yield stream
     server.close()
     await server.wait_closed()
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
-
+from ollamalab.embedded import engine_http
+from ollamalab.embedded.engine_http import EngineReply
 from ollamalab.embedded.engine_log import EngineLog, MemoryUse, failure_reason, memory_use
 from ollamalab.embedded.load import Launch, LoadOptions
 from ollamalab.embedded.models import ModelFile
@@ -36,7 +36,7 @@ HEALTH_TIMEOUT_S = 10.0  #: an engine that is silent for longer counts as hung, 
 
 _POLL_S = 0.02  # Ollama sleeps 250 ms here, which is the grain of its load_duration
 _LAST_WORDS_S = 1.0  # between a broken connection and the news that the process has ended
-_IDLE_CONNECTION_S = 2.0  # the engine drops them after 5 s: never race with that
+_OK = 200
 
 
 class Engine:
@@ -63,13 +63,6 @@ class Engine:
         self._log = EngineLog()
         self._on_exit: Callable[[Engine], None] | None = None
         self._ended = asyncio.create_task(self._read_log())
-        # No limit on connections: slots bound the long calls, and a health ping must never queue.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            timeout=aiohttp.ClientTimeout(total=None),  # a slow answer is no failure; the caller may leave
-            headers={"Content-Type": "application/json"},
-        )
 
     @classmethod
     async def start(
@@ -122,13 +115,15 @@ class Engine:
 
     async def health(self) -> bool:
         """Whether the engine answers: not dead, not hung, not still loading."""
-        if self._session.closed:
+        if self._ended.done():
             return False
         try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_S), self._session.get(f"{self.url}/health") as response:
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError):
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                reply = await engine_http.send(self.url, "GET", "/health")
+        except (OSError, BadReply):  # a timeout is an OSError
             return False
+        reply.close()
+        return reply.status == _OK
 
     async def slots(self) -> list[dict[str, Any]]:
         """Return llama.cpp's own account of its slots, one object each, in order of id.
@@ -136,9 +131,9 @@ class Engine:
         Raises:
             EngineError: The engine is gone.
         """
-        async with await self._send("GET", "/slots") as response:
-            slots: list[dict[str, Any]] = json.loads(await self._read(response))
-            return slots
+        _, reply = await self._call("GET", "/slots")
+        slots: list[dict[str, Any]] = json.loads(reply)
+        return slots
 
     async def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """Make a short call, such as ``/tokenize``, and return its status and body.
@@ -146,15 +141,11 @@ class Engine:
         Raises:
             EngineError: The engine is gone.
         """
-        async with await self._send("POST", path, body) as response:
-            return response.status, await self._read(response)
+        return await self._call("POST", path, body)
 
     def stream(self, path: str, body: Mapping[str, Any]) -> EngineStream:
         """Return a call whose answer arrives event by event; enter it with ``async with``."""
-        # A connection of its own, as in Ollama: llama.cpp hangs up after a stream without having said
-        # so, and a new connection acknowledges small packets at once. It costs 0.1 ms.
-        headers = {"Connection": "close"}
-        return EngineStream(lambda: self._send("POST", path, body, headers), self._failure)
+        return EngineStream(lambda: self._send("POST", path, body), self._failure)
 
     async def stop(self) -> None:
         """End the process, whatever it is doing, and wait until it is gone. May be called again."""
@@ -165,29 +156,16 @@ class Engine:
         assert self._process.stdin
         self._process.stdin.close()
         await asyncio.shield(self._ended)
-        await self._session.close()
 
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> aiohttp.ClientResponse:
-        """Send a request and return when status and headers are there."""
-        if self._session.closed:
-            raise EngineError(await self._obituary("has ended"))
-        data = None if body is None else json.dumps(body)
-        try:
-            return await self._session.request(method, f"{self.url}{path}", data=data, headers=headers)
-        except aiohttp.ClientError as error:
-            raise await self._failure(error) from error
+    async def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
+        async with EngineStream(lambda: self._send(method, path, body), self._failure) as stream:
+            return stream.status, await stream.read()
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        try:
-            return await response.read()
-        except aiohttp.ClientError as error:
-            raise await self._failure(error) from error
+    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> EngineReply:
+        if self._ended.done():  # its port may be somebody else's by now
+            raise ConnectionRefusedError("the engine has ended")
+        data = b"" if body is None else json.dumps(body).encode()
+        return await engine_http.send(self.url, method, path, data)
 
     async def _become_ready(self, load_timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -268,18 +246,21 @@ class EngineStream:
 
     def __init__(
         self,
-        send: Callable[[], Awaitable[aiohttp.ClientResponse]],
+        send: Callable[[], Awaitable[EngineReply]],
         failure: Callable[[Exception], Awaitable[EngineError]],
     ) -> None:
         """Take how to send the request, and what a broken connection means."""
         self.status = 0
         self._send = send
         self._failure = failure
-        self._response: aiohttp.ClientResponse
+        self._reply: EngineReply
 
     async def __aenter__(self) -> Self:
-        self._response = await self._send()
-        self.status = self._response.status
+        try:
+            self._reply = await self._send()
+        except (OSError, BadReply) as error:
+            raise await self._failure(error) from error
+        self.status = self._reply.status
         return self
 
     async def __aexit__(
@@ -288,7 +269,7 @@ class EngineStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._response.close()
+        self._reply.close()
 
     async def events(self) -> AsyncIterator[bytes]:
         """Give the payload of each event, the part after ``data: ``; pings are left out.
@@ -298,11 +279,11 @@ class EngineStream:
         """
         splitter = LineSplitter(max_line_bytes=MAX_EVENT_BYTES)
         try:
-            async for chunk in self._response.content.iter_any():
+            while chunk := await self._reply.chunk():
                 for line in splitter.feed(chunk):
                     if line.startswith(b"data: "):
                         yield line[6:]
-        except (aiohttp.ClientError, BadReply) as error:
+        except (OSError, BadReply) as error:
             raise await self._failure(error) from error
 
     async def read(self) -> bytes:
@@ -312,8 +293,8 @@ class EngineStream:
             EngineError: The engine went away.
         """
         try:
-            return await self._response.read()
-        except aiohttp.ClientError as error:
+            return await self._reply.read()
+        except (OSError, BadReply) as error:
             raise await self._failure(error) from error
 
 
