@@ -1,25 +1,24 @@
-"""HTTP out, against real sockets that answer, refuse, hang, cut and drip."""
+"""HTTP out, against real sockets that answer, refuse, hang, cut and drip; on asyncio's loop and on uvloop."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator
+import ssl
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
-import aiohttp
+import httptools
 import pytest
+from raw_server import OK, Peer, always, body_of, claims, open_sockets, raw, until
 
-from ollamalab.connection import ConnectionSettings, HttpReply, OllamaConnection, error_type
-from ollamalab.errors import (
-    BadReply,
-    SettingsError,
-    UpstreamError,
-    UpstreamTimeout,
-    UpstreamUnavailable,
-)
-from ollamalab.protocol.upstream import Reply, Request, Upstream
+from ollamalab.connection import ConnectionSettings, HttpReply, OllamaConnection, new_event_loop
+from ollamalab.connection.failures import error_type, is_worth_sending_again
+from ollamalab.connection.heads import RequestHeads
+from ollamalab.errors import BadReply, SettingsError, UpstreamTimeout, UpstreamUnavailable
+from ollamalab.protocol.upstream import Request, Upstream
 from ollamalab.scripted import Fault, Script, ScriptedServer
 
 BODY = json.dumps({"model": "scripted", "messages": [{"role": "user", "content": "hello"}]}).encode()
@@ -40,30 +39,6 @@ async def linked(
         yield server, connection
 
 
-async def body_of(reply: Reply) -> bytes:
-    return b"".join([chunk async for chunk in reply.chunks()])
-
-
-@asynccontextmanager
-async def answering(answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server that gives one fixed answer; with its URL, the requests it got."""
-    got: list[bytes] = []
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = next(
-            (int(line[15:]) for line in head.lower().split(b"\r\n") if b"content-length" in line), 0
-        )
-        got.append(head + await reader.readexactly(length))
-        writer.write(answer)
-        writer.close()
-        await writer.wait_closed()
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", got
-
-
 async def test_a_connection_is_an_upstream_and_gives_the_body_as_bytes() -> None:
     async with linked(script()) as (_, connection):
         upstream: Upstream = connection
@@ -81,50 +56,163 @@ async def test_connections_are_reused_and_tell_when_they_are_new() -> None:
             async with await connection.send(CHAT) as reply:
                 await body_of(reply)
                 replies.append(reply)
+        assert connection.open_connections == 1
     assert replies[0].connected_s is not None
     assert [reply.connected_s for reply in replies[1:]] == [None, None]
-    assert all(reply.sent_end_s is not None for reply in replies)
+    assert connection.open_connections == 0
+
+
+async def test_the_moments_of_an_exchange_are_in_order() -> None:
+    async with (
+        raw(always(OK)) as server,
+        OllamaConnection(server.url) as connection,
+        await connection.send(CHAT) as reply,
+    ):
+        head_s = reply.received_s
+        await body_of(reply)
+    assert reply.connected_s is not None
+    assert reply.sent_end_s is not None
+    assert reply.connected_s < reply.sent_end_s < head_s <= reply.received_s
+
+
+async def test_each_read_has_the_moment_when_the_socket_gave_it() -> None:
+    """However late its reader comes."""
+    written = asyncio.Event()
+
+    async def handle(peer: Peer) -> None:
+        await peer.request()
+        await peer.write(OK[:-1])
+        await written.wait()
+        await peer.write(OK[-1:])
+
+    async with (
+        raw(handle) as server,
+        OllamaConnection(server.url) as connection,
+        await connection.send(CHAT) as reply,
+    ):
+        head_s = reply.received_s
+        written.set()
+        await until(lambda: reply.is_ended)
+        moments = [reply.received_s async for _ in reply.chunks()]
+    assert head_s == moments[0] < moments[1]
+
+
+# What leaves.
+
+
+async def sent_as(request: Request, *, path: str = "", headers: dict[str, str] | None = None) -> list[str]:
+    """Return the lines of the head that a server gets, but for its Host."""
+    async with (
+        raw(always(OK)) as server,
+        OllamaConnection(server.url + path, headers=headers) as connection,
+        await connection.send(request),
+    ):
+        head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    assert body == request.body
+    first, host, *fields = head.decode("latin-1").split("\r\n")
+    assert host == f"host: {server.url.removeprefix('http://')}"
+    return [first, *fields]
 
 
 async def test_what_leaves_is_the_body_verbatim_with_headers_of_this_hop() -> None:
     """Ollama answers 403 to a foreign Host, and a client's framing is not ours."""
-    foreign = {"Host": "evil.example", "Connection": "close", "Content-Length": "7", "X-Kept": "yes"}
-    headers = {**foreign, "authorization": "Bearer theirs"}
+    foreign = {
+        "Host": "evil.example",
+        "Content-Length": "7",
+        "Transfer-Encoding": "chunked",
+        "TE": "trailers",
+    }
+    foreign |= {"Connection": "close, X-Of-That-Hop", "X-Of-That-Hop": "1", "Expect": "100-continue"}
+    headers = {**foreign, "authorization": "Bearer theirs", "X-Kept": "yés"}
     request = Request(method="POST", path="/api/chat?x=a%20b", headers=headers, body=b'{"a": 1}')
-    async with (
-        answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as (url, got),
-        OllamaConnection(url, headers={"Authorization": "Bearer ours"}) as connection,
-        await connection.send(request) as reply,
-    ):
-        assert await body_of(reply) == b""
-    head, _, body = got[0].partition(b"\r\n\r\n")
-    first, *fields = head.decode().lower().split("\r\n")
-    assert body == b'{"a": 1}'
-    assert first == "post /api/chat?x=a%20b http/1.1"
-    assert sorted(fields) == sorted(
-        [
-            f"host: {url.removeprefix('http://')}",
-            "accept: */*",
-            "authorization: bearer ours",
-            "content-length: 8",
-            "content-type: application/json",
-            "x-kept: yes",
-        ]
-    )
+    assert await sent_as(request, headers={"Authorization": "Bearer ours"}) == [
+        "POST /api/chat?x=a%20b HTTP/1.1",
+        "authorization: Bearer ours",
+        "x-kept: yés",
+        "content-type: application/json",
+        "content-length: 8",
+    ]
 
 
-async def test_compressed_bodies_and_redirects_are_passed_on_untouched() -> None:
-    answer = (
-        b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Encoding: gzip\r\n"
-        b"X-Two: a\r\nX-Two: b\r\nContent-Length: 5\r\n\r\n\x1f\x8bnot"
-    )
-    async with (
-        answering(answer) as (url, _),
-        OllamaConnection(url) as connection,
-        await connection.send(Request(method="GET", path="/")) as reply,
-    ):
-        assert (reply.status, reply.headers["x-two"]) == (302, "a, b")
-        assert await body_of(reply) == b"\x1f\x8bnot"
+async def test_a_content_type_of_the_request_stays() -> None:
+    request = Request(method="POST", path="/", headers={"Content-Type": "text/plain"}, body=b"a")
+    assert await sent_as(request) == ["POST / HTTP/1.1", "content-type: text/plain", "content-length: 1"]
+
+
+async def test_a_path_in_the_address_is_put_before_each_requests_own() -> None:
+    request = Request(method="GET", path="/api/tags")
+    assert await sent_as(request, path="/ollama/") == ["GET /ollama/api/tags HTTP/1.1"]
+
+
+async def test_a_post_without_a_body_says_so() -> None:
+    assert await sent_as(Request(method="POST", path="/")) == ["POST / HTTP/1.1", "content-length: 0"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(method="GET", path="/\r\nX-Smuggled: 1"),
+        Request(method="GET", path="/a b"),
+        Request(method="GET", path="/ä"),
+        Request(method="GET", path="no-slash"),
+        Request(method="GET X", path="/"),
+        Request(method="GET", path="/", headers={"a": "b\r\nX-Smuggled: 1"}),
+        Request(method="GET", path="/", headers={"a": "b\nc"}),
+        Request(method="GET", path="/", headers={"a": "b\0"}),
+        Request(method="GET", path="/", headers={"a": "語"}),
+        Request(method="GET", path="/", headers={"a b": "c"}),
+        Request(method="GET", path="/", headers={"content-length ": "c"}),
+    ],
+)
+async def test_what_http_cannot_carry_is_refused_and_nothing_sent(request_: Request) -> None:
+    async with raw(always(OK)) as server, OllamaConnection(server.url) as connection:
+        with pytest.raises(SettingsError):
+            await connection.send(request_)
+        assert connection.open_connections == 0
+    assert server.peers == []
+
+
+async def test_a_bad_header_of_our_own_is_refused_before_anything_is_sent() -> None:
+    with pytest.raises(SettingsError, match="line break"):
+        OllamaConnection("gpu2", headers={"authorization": "Bearer key\n"})
+
+
+def test_the_host_leaves_out_the_schemes_own_port() -> None:
+    get = Request(method="GET", path="/")
+    assert RequestHeads("https://gpu2:443/x", {}).head_of(get) == b"GET /x/ HTTP/1.1\r\nhost: gpu2\r\n\r\n"
+    assert RequestHeads("http://[::1]:80", {}).head_of(get) == b"GET / HTTP/1.1\r\nhost: [::1]\r\n\r\n"
+    assert b"host: [::1]:443\r\n" in RequestHeads("http://[::1]:443", {}).head_of(get)
+
+
+async def test_a_large_body_is_sent_whole_and_its_end_noted() -> None:
+    body = bytes(range(256)) * (64 * 1024)  # 16 MiB: more than the sockets hold
+    async with raw(always(OK)) as server, OllamaConnection(server.url) as connection:
+        for _ in range(2):
+            async with await connection.send(Request(method="POST", path="/", body=body)) as reply:
+                assert await body_of(reply) == b"ok"
+                assert reply.sent_end_s is not None
+                assert reply.sent_end_s < reply.received_s
+        assert [request.endswith(body) for request in server.requests] == [True, True]
+    assert len(server.peers) == 1
+
+
+async def test_an_answer_before_the_request_is_out_ends_the_connection() -> None:
+    """The rest of the body would still have to be sent before the next request."""
+
+    async def handle(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await peer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+        await peer.reader.read()
+
+    body = bytes(64 * 1024 * 1024)
+    async with raw(handle) as server, OllamaConnection(server.url) as connection:
+        async with await connection.send(Request(method="POST", path="/", body=body)) as reply:
+            assert reply.status == 413
+            assert reply.sent_end_s is None
+        await until(lambda: connection.open_connections == 0)
+
+
+# What goes wrong.
 
 
 async def test_nothing_listening_is_unavailable_with_the_next_step() -> None:
@@ -135,20 +223,70 @@ async def test_nothing_listening_is_unavailable_with_the_next_step() -> None:
             with pytest.raises(UpstreamUnavailable, match=r"ollama serve") as caught:
                 await connection.send(CHAT)
     assert caught.value.url == url
-    assert caught.value.__cause__ is not None
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+async def test_a_name_that_nobody_knows_is_unavailable() -> None:
+    for url in ("http://no-such-host.invalid", f"http://{'a' * 70}.invalid"):
+        async with OllamaConnection(url) as connection:
+            with pytest.raises(UpstreamUnavailable, match=f"cannot connect to {url}"):
+                await connection.send(CHAT)
+
+
+async def test_a_name_is_looked_up_and_all_its_addresses_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the first address refuses, as ::1 does when Ollama listens on 127.0.0.1 only."""
+    asked: list[str] = []
+
+    async def addresses(host: str, port: int, **_: object) -> list[object]:
+        asked.append(host)
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            for address in ("127.0.0.2", "127.0.0.1")
+        ]
+
+    async with raw(always(OK)) as server:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
+        async with (
+            OllamaConnection(server.url.replace("127.0.0.1", "two.example")) as connection,
+            await connection.send(CHAT) as reply,
+        ):
+            assert await body_of(reply) == b"ok"
+    assert asked == ["two.example"]
+    assert b"host: two.example:" in server.requests[0]
 
 
 async def test_a_full_pool_is_unavailable_rather_than_an_endless_wait() -> None:
     limits = ConnectionSettings(max_connections=1, connect_timeout_s=0.05)
     async with linked(script(Fault.STUCK), limits) as (_, connection), await connection.send(CHAT):
-        with pytest.raises(UpstreamUnavailable, match=r"within 0\.05 s"):
+        with pytest.raises(UpstreamUnavailable, match=r"none of 1 connections .* within 0\.05 s"):
             await connection.send(CHAT)
+
+
+async def test_a_host_that_does_not_answer_is_unavailable() -> None:
+    """Its line of connections is full, so that the kernel drops our SYN."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        fillers = []
+        while len(fillers) < 4:
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(address)
+            fillers.append(filler)
+        settings = ConnectionSettings(connect_timeout_s=0.1)
+        async with OllamaConnection(f"http://127.0.0.1:{address[1]}", settings) as connection:
+            with pytest.raises(UpstreamUnavailable, match=r"no connection to .* within 0\.1 s"):
+                await connection.send(CHAT)
+        for filler in fillers:
+            filler.close()
 
 
 async def test_no_status_in_time_is_a_timeout() -> None:
-    async with linked(script(Fault.HANG), IMPATIENT) as (_, connection):
+    async with linked(script(Fault.HANG), IMPATIENT) as (server, connection):
         with pytest.raises(UpstreamTimeout) as caught:
             await connection.send(CHAT)
+        await server.ended(1)  # it sees us hang up
     assert caught.value.after_s == 0.3
 
 
@@ -165,45 +303,52 @@ async def test_a_body_that_stops_is_a_timeout_after_what_came() -> None:
             await anext(chunks)
 
 
+async def test_a_long_answer_with_progress_is_no_timeout() -> None:
+    slow = Script(first_s=0.0, gap_s=0.02, tokens=40)
+    async with linked(slow, IMPATIENT) as (server, connection), await connection.send(CHAT) as reply:
+        assert (await body_of(reply)).count(b"\n") == 41
+    assert server.log[0].written_s[-1] - server.log[0].written_s[0] > 2 * 0.3
+
+
+async def test_each_request_on_a_connection_has_the_whole_timeout() -> None:
+    async def handle(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await asyncio.sleep(0.25)
+            await peer.write(OK)
+
+    async with raw(handle) as server, OllamaConnection(server.url, IMPATIENT) as connection:
+        for _ in range(3):
+            async with await connection.send(CHAT) as reply:
+                assert await body_of(reply) == b"ok"
+    assert len(server.peers) == 1
+
+
 async def test_a_cut_body_is_a_bad_reply() -> None:
     async with linked(script(Fault.CUT)) as (_, connection), await connection.send(CHAT) as reply:
         with pytest.raises(BadReply):
             await body_of(reply)
 
 
-@pytest.mark.parametrize("fault", [Fault.RESET, Fault.NOT_HTTP])
-async def test_no_http_answer_is_a_bad_reply(fault: Fault) -> None:
-    async with linked(script(fault)) as (server, connection):
-        with pytest.raises(BadReply, match=server.url):
-            await connection.send(CHAT)
-
-
-@pytest.mark.parametrize("framing", [b"Content-Length: 9", b"Transfer-Encoding: chunked"])
-async def test_a_body_shorter_than_promised_is_a_bad_reply(framing: bytes) -> None:
-    answer = b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n5\r\nab"
-    async with (
-        answering(answer) as (url, _),
-        OllamaConnection(url) as connection,
-        await connection.send(CHAT) as reply,
-    ):
-        with pytest.raises(BadReply):
-            await body_of(reply)
-
-
-async def test_leaving_early_hangs_up_on_the_server() -> None:
-    async with linked(Script(first_s=0.0, gap_s=0.01, tokens=100_000)) as (server, connection):
-        async with await connection.send(CHAT) as reply:
-            await anext(aiter(reply.chunks()))
-        await server.ended(1)
-        assert not server.log[0].is_complete
+async def test_no_http_answer_is_a_bad_reply() -> None:
+    for fault in (Fault.RESET, Fault.NOT_HTTP):
+        async with linked(script(fault)) as (server, connection):
+            with pytest.raises(BadReply, match=server.url):
+                await connection.send(CHAT)
 
 
 async def test_a_connection_must_be_opened_and_its_limits_must_make_sense() -> None:
     with pytest.raises(SettingsError, match="async with"):
         await OllamaConnection("127.0.0.1").send(CHAT)
-    for bad in ({"max_connections": 0}, {"connect_timeout_s": 0.0}, {"progress_timeout_s": float("nan")}):
-        with pytest.raises(SettingsError, match=next(iter(bad))):
-            ConnectionSettings(**bad)  # type: ignore[arg-type]
+    bad: list[dict[str, object]] = [
+        {"max_connections": 0},
+        {"connect_timeout_s": 0.0},
+        {"idle_timeout_s": -1},
+    ]
+    bad += [{"progress_timeout_s": float("nan")}, {"ca_file": "ca.pem", "verify": False}]
+    for values in bad:
+        with pytest.raises(SettingsError, match=next(iter(values))):
+            ConnectionSettings(**values)  # type: ignore[arg-type]
 
 
 def subclasses(of: type[BaseException]) -> Iterator[type[BaseException]]:
@@ -212,15 +357,93 @@ def subclasses(of: type[BaseException]) -> Iterator[type[BaseException]]:
         yield from subclasses(kind)
 
 
-def test_every_exception_of_aiohttp_has_one_of_ours() -> None:
-    unmapped = [
-        kind
-        for kind in subclasses(aiohttp.ClientError)
-        if kind is not aiohttp.ClientError and kind.__module__.startswith("aiohttp") and not error_type(kind)
+def test_every_foreign_error_has_one_of_ours() -> None:
+    of_the_parser = [
+        found
+        for found in vars(httptools).values()
+        if isinstance(found, type) and issubclass(found, BaseException)
     ]
-    assert unmapped == []
-    assert error_type(aiohttp.ClientConnectorDNSError) is UpstreamUnavailable
-    assert error_type(aiohttp.ConnectionTimeoutError) is UpstreamUnavailable
-    assert error_type(aiohttp.SocketTimeoutError) is UpstreamTimeout
-    assert error_type(aiohttp.ServerDisconnectedError) is BadReply
-    assert all(issubclass(kind, UpstreamError) for kind in map(error_type, [TimeoutError, OSError]) if kind)
+    assert httptools.HttpParserUpgrade in of_the_parser
+    assert [kind for kind in of_the_parser if error_type(kind, is_connected=True) is not BadReply] == []
+    of_the_system = list(subclasses(OSError))
+    assert {ssl.SSLCertVerificationError, socket.gaierror, ConnectionResetError, TimeoutError} <= set(
+        of_the_system
+    )
+    assert {error_type(kind, is_connected=True) for kind in of_the_system} == {BadReply}
+    assert {error_type(kind, is_connected=False) for kind in of_the_system} == {UpstreamUnavailable}
+    assert {error_type(kind, is_connected=False) for kind in subclasses(UnicodeError)} == {
+        UpstreamUnavailable
+    }
+    assert error_type(ValueError, is_connected=True) is error_type(ValueError, is_connected=False) is None
+
+
+# TLS.
+
+
+def tls_of(certificate: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    return context
+
+
+async def test_a_private_authority_is_trusted_when_told(certificate: Path) -> None:
+    for settings in (ConnectionSettings(ca_file=certificate), ConnectionSettings(verify=False)):
+        async with raw(always(OK), tls_of(certificate)) as server:
+            async with OllamaConnection(server.url, settings) as connection:
+                for _ in range(2):
+                    async with await connection.send(CHAT) as reply:
+                        assert await body_of(reply) == b"ok"
+            await server.ended(1)
+        assert len(server.peers) == 1
+
+
+async def test_a_stranger_is_unavailable_with_the_next_step(certificate: Path) -> None:
+    async with raw(always(OK), tls_of(certificate)) as server:
+        async with OllamaConnection(server.url) as connection:
+            with pytest.raises(UpstreamUnavailable, match=r"self-signed.*ca_file"):
+                await connection.send(CHAT)
+        by_address = server.url.replace("localhost", "127.0.0.1")  # the certificate names the name
+        async with OllamaConnection(by_address, ConnectionSettings(ca_file=certificate)) as connection:
+            with pytest.raises(UpstreamUnavailable, match="IP address mismatch"):
+                await connection.send(CHAT)
+    assert server.requests == []
+
+
+async def test_a_server_without_tls_is_unavailable(certificate: Path) -> None:
+    async def handle(peer: Peer) -> None:
+        await peer.reader.read(1)
+        await peer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with raw(handle) as server:
+        url = server.url.replace("http:", "https:")
+        async with OllamaConnection(url, ConnectionSettings(ca_file=certificate)) as connection:
+            with pytest.raises(UpstreamUnavailable, match="TLS"):
+                await connection.send(CHAT)
+
+
+async def test_authorities_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").touch()
+    for name in ("missing.pem", "empty.pem"):
+        with pytest.raises(SettingsError, match=name):
+            async with OllamaConnection("https://gpu2", ConnectionSettings(ca_file=tmp_path / name)):
+                pass
+
+
+def test_sending_again_is_for_a_close_that_crossed_the_request() -> None:
+    assert is_worth_sending_again("POST", is_reused=True, after_s=0.01)
+    assert is_worth_sending_again("GET", is_reused=True, after_s=0.01)
+    assert not is_worth_sending_again("POST", is_reused=False, after_s=0.01)
+    assert not is_worth_sending_again("POST", is_reused=True, after_s=5.0)
+    assert not is_worth_sending_again("DELETE", is_reused=True, after_s=0.01)
+
+
+# The other loop.
+
+
+@pytest.mark.parametrize("claim", claims(globals()), ids=lambda claim: claim.__name__.removeprefix("test_"))
+def test_the_same_holds_on_uvloop(claim: Callable[[], Coroutine[None, None, None]]) -> None:
+    before = open_sockets()
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(claim())
+    assert open_sockets() <= before
