@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ollamalab.batching import StreamBatcher
     from ollamalab.cache import ResponseCache
     from ollamalab.client import OllamaClient
     from ollamalab.gpu import GpuSampler
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchSettings",
     "CacheSettings",
     "GpuSampler",
     "Lab",
@@ -29,10 +31,12 @@ __all__ = [
     "OllamaClient",
     "ResponseCache",
     "ServerSettings",
+    "StreamBatcher",
     "__version__",
 ]
 
 _HOME = {
+    "BatchSettings": "ollamalab.settings",
     "CacheSettings": "ollamalab.settings",
     "GpuSampler": "ollamalab.gpu",
     "Lab": "ollamalab.lab",
@@ -41,6 +45,7 @@ _HOME = {
     "OllamaClient": "ollamalab.client",
     "ResponseCache": "ollamalab.cache",
     "ServerSettings": "ollamalab.settings",
+    "StreamBatcher": "ollamalab.batching",
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

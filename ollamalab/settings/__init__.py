@@ -4,7 +4,14 @@ Building a settings object touches no disk, no hardware and no ``os.environ``; `
 door for YAML, and the functions named ``..._from_environment`` read the mapping they are given.
 """
 
+from ollamalab.settings.batching import BatchSettings
 from ollamalab.settings.cache import CacheSettings
 from ollamalab.settings.server import KV_CACHE_TYPES, ServerSettings, server_settings_from_environment
 
-__all__ = ["CacheSettings", "KV_CACHE_TYPES", "ServerSettings", "server_settings_from_environment"]
+__all__ = [
+    "KV_CACHE_TYPES",
+    "BatchSettings",
+    "CacheSettings",
+    "ServerSettings",
+    "server_settings_from_environment",
+]
