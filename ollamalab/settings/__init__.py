@@ -6,12 +6,14 @@ door for YAML, and the functions named ``..._from_environment`` read the mapping
 
 from ollamalab.settings.batching import BatchSettings
 from ollamalab.settings.cache import CacheSettings
+from ollamalab.settings.queueing import QueueSettings
 from ollamalab.settings.server import KV_CACHE_TYPES, ServerSettings, server_settings_from_environment
 
 __all__ = [
     "KV_CACHE_TYPES",
     "BatchSettings",
     "CacheSettings",
+    "QueueSettings",
     "ServerSettings",
     "server_settings_from_environment",
 ]
