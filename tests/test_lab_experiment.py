@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_samples import E2E
+from lab_samples import E2E, compared
 
 from ollamalab import lab
 from ollamalab.compare import ClaimWord, Visit
 from ollamalab.errors import TargetError
 from ollamalab.lab import Lab, PromptShape, mean_of
+from ollamalab.lab import subject as lab_subject
 from ollamalab.loadgen import LoadSettings
 from ollamalab.metrics import e2e_final_line_s
-from ollamalab.records import Outcome, RequestRecord
-from ollamalab.report import RUN_VARIABLE, root
+from ollamalab.records import Manifest, Outcome, RequestRecord
+from ollamalab.report import RUN_VARIABLE, new_manifest, root, write_manifest, write_report
 from ollamalab.scripted import Fault, Script, ScriptedServer
 from ollamalab.settings import ServerSettings
 
 EXPERIMENT = "07_parallel_slots"
 SHAPE = PromptShape(prompt_tokens=64, num_predict=3)
+MEAN_E2E = mean_of(e2e_final_line_s)
 QUICK: dict[str, Any] = {"first_s": 0.002, "gap_s": 0.001, "tokens": 3}
 
 
@@ -35,6 +37,14 @@ def namespace(**values: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     exec("".join(cell["source"]), found)  # its own annotated literals
     return found | {"unrelated": object()} | values
+
+
+def manifest_of(experiment: Lab) -> Manifest:
+    """Return the manifest of a run of this experiment."""
+    parameters = {EXPERIMENT: experiment.parameters}
+    return new_manifest(
+        "r", profile="quick", experiments={EXPERIMENT: "done"}, parameters=parameters, checkout=root()
+    )
 
 
 @pytest.fixture
@@ -63,7 +73,7 @@ def test_whatever_a_notebook_takes_from_the_lab_is_public(notebook: Path) -> Non
 def test_parameters_are_those_of_the_notebooks_cell_as_they_are_used(experiment: Lab) -> None:
     assert experiment.parameters["seed"] == 11
     assert experiment.parameters["requests"] == 2
-    assert experiment.parameters["slots"] == [1, 2, 4, 8]
+    assert experiment.parameters["slots"] == [1, 4, 8]
     assert "unrelated" not in experiment.parameters
     assert experiment.report.parameters == experiment.parameters
 
@@ -87,7 +97,8 @@ async def test_everything_of_an_experiment_is_read_back_from_the_disk(experiment
         experiment.keep(sampling, {"alone": alone})
         slower = trials.contrast(E2E, mean_of(e2e_final_line_s), arm="slow", is_primary=True)
         experiment.settle("C12", slower, subjects["slow"])
-        experiment.observe("C17", holds=False, evidence="two at once", subject=subjects["fast"], n=16)
+        seen = lab.Observation(holds=False, evidence="two at once", n=16)
+        experiment.observe("C17", seen, subjects["fast"])
         experiment.not_testable("C14", "not here")
         experiment.report.add_table(lab.staged_table("staged", "Stages", trials))
         saved = experiment.save()
@@ -103,6 +114,7 @@ async def test_everything_of_an_experiment_is_read_back_from_the_disk(experiment
     assert saved.file.parameters["seed"] == 11
     assert saved.tables["staged"].rows[0][0] == "fast"
     assert {"host"} <= set(saved.samples["source"])
+    assert saved.file.notes == tuple(sampling.notes)
     claimed = {contrast.claim: contrast for contrast in saved.verdicts}
     assert claimed["C12"].text == "slow / fast, e2e_s"
     assert claimed["C12"].target == f"scripted on {slow.url}"
@@ -169,3 +181,84 @@ async def test_a_subject_that_cannot_be_had_is_refused_with_the_next_step(
         with pytest.raises(TargetError, match=message):
             await experiment.subject(server.url, model, settings)
     assert experiment.report.server == {}
+
+
+async def test_a_server_at_a_url_is_measured_as_it_is_and_the_arms_are_not_run(experiment: Lab) -> None:
+    """Nothing of it can be set, so nothing is said about settings: not in a table, not about a claim."""
+    arms = {"1 slot": ServerSettings(num_parallel=1), "4 slots": ServerSettings(num_parallel=4)}
+    async with ScriptedServer(Script(**QUICK)) as server, ScriptedServer(Script(**QUICK)) as other:
+        subjects = await experiment.subjects(server.url, "scripted", arms, others=["not there"])
+        alone = subjects[lab.AS_IT_IS]
+        assert list(subjects) == [lab.AS_IT_IS]
+        assert alone.slots is None
+        subjects["other"] = await experiment.subject(other.url, "scripted", name="other")
+        visitors = {
+            name: subject.loads(LoadSettings(requests=1), SHAPE) for name, subject in subjects.items()
+        }
+        trials = await experiment.compare(visitors, pairs=8)
+        contrast = trials.contrast(E2E, MEAN_E2E, arm="4 slots", baseline="1 slot", is_primary=True)
+        experiment.settle("C12", contrast, alone)
+        seen = lab.observe_decoding(trials, {lab.AS_IT_IS: alone}, [])
+        experiment.observe("C17", seen, alone)
+        launched = await lab.launch_fresh(alone, SHAPE, file=None, starts=2)
+        experiment.report.add_table(lab.staged_table("staged", "Stages", trials))
+        saved = experiment.save()
+    reason = f"{server.url} was not started by ollamalab"
+    assert launched.starts == ()
+    assert set(launched.not_run) == {lab.FRESH, lab.FROM_DISK}
+    assert contrast.reason.startswith(f"not run: {reason}")
+    assert [arm.name for arm in saved.file.arms if arm.not_run] == ["1 slot", "4 slots"]
+    assert [row[0] for row in saved.tables["staged"].rows] == [lab.AS_IT_IS, "other", "1 slot", "4 slots"]
+    assert {contrast.claim for contrast in saved.verdicts} == {"C12", "C17"}
+    for claim in saved.verdicts:
+        assert claim.observed is not None
+        assert claim.observed.word is ClaimWord.NOT_TESTABLE
+    write_manifest(saved.folder, manifest_of(experiment))
+    assert f"<b>4 slots</b>: {reason}" in write_report(saved.folder).read_text()
+
+
+async def test_where_the_server_keeps_the_model_nothing_that_needs_an_unload_is_run(
+    experiment: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scripted server lists its model for ever."""
+    monkeypatch.setattr(lab_subject, "_UNLOAD_DEADLINE_S", 0.0)
+    async with ScriptedServer(Script(**QUICK)) as server:
+        subject = await experiment.subject(server.url, "scripted")
+        await experiment.skip_unless_unloaded(subject, "cold", "preloaded")
+        trials = await experiment.compare(
+            {
+                "cold": subject.first_request(SHAPE, is_preloaded=False),
+                "preloaded": subject.first_request(SHAPE, is_preloaded=True),
+            },
+            pairs=8,
+        )
+        pings = await lab.observe_pings(subject, every_s=0.1, pings=2, not_run=experiment.not_run.get("cold"))
+        experiment.observe("C07", pings, subject)
+    saving = trials.contrast(E2E, MEAN_E2E, arm="preloaded", baseline="cold", is_primary=True)
+    assert trials.records == ()
+    assert "does another client use it?" in saving.reason
+    assert pings.holds is None
+    assert "does another client use it?" in pings.evidence
+
+
+async def test_a_server_alone_is_warmed_up_once_and_never_unloaded(experiment: Lab) -> None:
+    async with ScriptedServer(Script(**QUICK)) as server:
+        subject = await experiment.subject(server.url, "scripted")
+        trials = await experiment.compare_reloaded({lab.AS_IT_IS: subject}, SHAPE, launches=3)
+    assert len(trials.of(lab.AS_IT_IS)) == 3
+
+
+async def test_a_second_model_that_is_missing_is_told_when_the_server_is_opened(experiment: Lab) -> None:
+    async with ScriptedServer(Script(**QUICK)) as server:
+        with pytest.raises(TargetError, match="has no model 'absent'"):
+            await experiment.subject(server.url, "scripted", others=["absent"])
+
+
+async def test_a_claim_without_a_number_says_which_direction_it_claims(experiment: Lab) -> None:
+    async with ScriptedServer(Script(**QUICK)) as server:
+        subject = await experiment.subject(server.url, "scripted")
+        faster = compared(E2E, [(1.0, 2.0)] * 8)
+        with pytest.raises(ValueError, match="C16 has no number"):
+            experiment.settle("C16", faster, subject)
+        experiment.settle("C16", faster, subject, claimed="lower")
+        assert experiment.save().verdicts[0].claimed == "lower"

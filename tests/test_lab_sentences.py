@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from lab_samples import E2E, RATE, compared
+from lab_samples import E2E, RATE, compared, done, trials
 
 from ollamalab import lab
 from ollamalab.compare import Comparison
 from ollamalab.lab import Residency
 from ollamalab.lab.sentences import result_text
+from ollamalab.metrics import e2e_final_line_s
 
 HALVED = [(1.0, 2.0)] * 8
 SAME = [(1.0 + 0.1 * (-1) ** place, 1.0) for place in range(8)]
@@ -39,7 +40,7 @@ def test_nouns_and_lists() -> None:
             "0.50× (95 % interval 0.50–0.50, 6 pairs), no verdict (n/a: 6 pairs, at least 8 needed)",
         ),
         (HALVED[:1], "n/a (1 pair), no verdict (n/a: 1 pairs, at least 8 needed)"),
-        ([], "n/a (0 pairs), no verdict (n/a: 0 pairs, at least 8 needed)"),
+        ([], "n/a: 0 pairs, at least 8 needed"),
     ],
 )
 def test_a_result_tells_its_interval_its_pairs_and_its_verdict(pairs: list, text: str) -> None:
@@ -103,3 +104,48 @@ def test_pings_are_told_with_their_counts() -> None:
         "the time and 2 of 2 pings found it cold; with keep_alive −1, 1 of 2 did (the first always does)"
     )
     assert lab.ping_sentence(pinged, kept, 9.2e9).startswith("a plain request keeps the model for ever; ")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "text"),
+    [
+        (4, "too few blocks to tell (4 of the 8 blocks"),
+        (8, "No carry-over from visit to visit was shown (8 blocks)"),
+    ],
+)
+def test_carry_over_is_told_from_eight_blocks_on(blocks: int, text: str) -> None:
+    orders = [("a", "b", "b", "a"), ("b", "a", "a", "b")]
+    records = [
+        done(arm, visit=4 * block + place, block=block, end_s=1 + (7 * block + 3 * place) % 5 / 100)
+        for block in range(blocks)
+        for place, arm in enumerate(orders[block % 2])
+    ]
+    found = lab.Trials(arms=("a", "b"), records=tuple(records))
+    assert text in lab.carry_over_note(found, lab.mean_of(e2e_final_line_s), arm="b", baseline="a")
+
+
+def test_carry_over_that_shows_asks_for_a_washout_visit() -> None:
+    """Whoever comes after its own arm is twice as fast."""
+    records = [
+        done(arm, visit=4 * block + place, block=block, end_s=(1.0 if place == 2 else 2.0) + block / 100)
+        for block in range(8)
+        for place, arm in enumerate("abba")
+    ]
+    found = lab.Trials(arms=("a", "b"), records=tuple(records))
+    note = lab.carry_over_note(found, lab.mean_of(e2e_final_line_s), arm="b", baseline="a")
+    assert "washout visit is due" in note
+
+
+@pytest.mark.parametrize(
+    ("rate_rps", "text"),
+    [
+        (8.0, "Of 8 requests/s offered, a completed 0.5: overloaded, "),
+        (0.2, "Of 0.2 requests/s offered, a completed 0.5: it kept up, "),
+    ],
+)
+def test_an_offered_rate_is_set_against_what_was_completed(rate_rps: float, text: str) -> None:
+    assert lab.offered_sentence(trials({"a": [2.0, 2.0]}), "a", rate_rps).startswith(text)
+
+
+def test_an_arm_that_completed_nothing_says_so() -> None:
+    assert lab.offered_sentence(trials({"a": [None]}), "a", 8.0).endswith("a completed none.")

@@ -9,6 +9,7 @@ from lab_samples import E2E, SUCCESS, compared, done, failed, trials
 
 from ollamalab import lab
 from ollamalab.lab import ColdStart
+from ollamalab.metrics import e2e_final_line_s
 from ollamalab.records import ServerTimings
 from ollamalab.report import Table
 
@@ -165,3 +166,30 @@ def test_a_server_that_tells_no_durations_has_no_stages() -> None:
     assert lab.stages_table(starts).rows == (("silent", 1, *[None] * 6),)
     assert lab.stage_medians([]).empty
     assert lab.stages_table([]).rows == ()
+
+
+# What was not run
+
+
+def test_an_arm_that_was_not_run_is_a_row_with_the_reason() -> None:
+    found = replace(trials({"as it is": [1.0, 2.0]}), not_run={"4 slots": "not ours"})
+    table = lab.staged_table("s", "Title", found)
+    assert cells(table, "Stage") == ["as it is", "4 slots"]
+    assert cells(table, "Note") == ["", "not run: not ours"]
+    assert table.rows[1][1:-1] == (None,) * 6
+
+
+def test_a_contrast_with_an_arm_that_was_not_run_has_the_reason_and_no_number() -> None:
+    found = replace(trials({"as it is": [1.0] * 8}), not_run={"4 slots": "not ours"})
+    for arm, baseline in (("4 slots", "as it is"), ("as it is", "4 slots")):
+        contrast = found.contrast(E2E, lab.mean_of(e2e_final_line_s), arm=arm, baseline=baseline)
+        assert contrast.estimate is None
+        table = lab.comparison_table("c", "Title", [contrast])
+        assert cells(table, "Verdict") == ["not run: not ours"]
+
+
+def test_scenarios_that_were_not_run_stand_below_the_others() -> None:
+    starts = lab.as_starts([done()], lab.UNLOADED)
+    table = lab.stages_table(starts, not_run={lab.FRESH: "not ours", "an arm of something else": "why"})
+    assert cells(table, "Scenario") == [lab.UNLOADED, lab.FRESH]
+    assert cells(table, "Note") == ["", "not run: not ours"]

@@ -3,7 +3,7 @@
 - ``experiment``: the ``Lab`` of a notebook, with its report
 - ``subject``: a server and a model under test
 - ``trials``: visits in blocks, and their contrasts
-- ``cold``, ``watching``, ``calibration``: what single notebooks measure
+- ``cold``, ``watching``, ``observation``, ``calibration``: what single notebooks measure
 - ``frames``, ``tables``, ``overview``, ``sentences``: what is shown
 """
 
@@ -13,15 +13,17 @@ from ollamalab.lab.cold import (
     FROM_DISK,
     PRELOADED,
     UNLOADED,
+    WARM,
     ColdStart,
     as_starts,
     compare_reloaded,
     fresh_starts,
+    launch_fresh,
     launch_spread,
     stage_medians,
     starts_from_disk,
 )
-from ollamalab.lab.experiment import Lab
+from ollamalab.lab.experiment import AS_IT_IS, Lab
 from ollamalab.lab.frames import (
     concurrency,
     most_at_once,
@@ -33,6 +35,7 @@ from ollamalab.lab.frames import (
     values,
 )
 from ollamalab.lab.models import have_models, is_ours, model_file
+from ollamalab.lab.observation import Observation, observe_decoding, observe_eviction, observe_pings
 from ollamalab.lab.overview import (
     findings_table,
     machine_table,
@@ -43,9 +46,11 @@ from ollamalab.lab.overview import (
 )
 from ollamalab.lab.sentences import (
     Said,
+    carry_over_note,
     decoding_title,
     knee_title,
     listed,
+    offered_sentence,
     ping_sentence,
     plural,
     preload_sentence,
@@ -55,20 +60,23 @@ from ollamalab.lab.sentences import (
     stages_title,
     tuning_sentence,
 )
-from ollamalab.lab.subject import PromptShape, Subject
+from ollamalab.lab.subject import PromptShape, Subject, preload
 from ollamalab.lab.tables import comparison_table, gap_table, latency_table, staged_table, stages_table
 from ollamalab.lab.trials import Trials, best_arm, mean_of
 from ollamalab.lab.watching import Residency, default_keep_alive_s, watch_pings
 from ollamalab.report import root
 
 __all__ = [
+    "AS_IT_IS",
     "FRESH",
     "FROM_DISK",
     "PRELOADED",
     "UNLOADED",
+    "WARM",
     "ColdStart",
     "InstrumentCheck",
     "Lab",
+    "Observation",
     "PromptShape",
     "Residency",
     "Said",
@@ -76,6 +84,7 @@ __all__ = [
     "Trials",
     "as_starts",
     "best_arm",
+    "carry_over_note",
     "check_instrument",
     "compare_reloaded",
     "comparison_table",
@@ -89,6 +98,7 @@ __all__ = [
     "is_ours",
     "knee_title",
     "latency_table",
+    "launch_fresh",
     "launch_spread",
     "listed",
     "machine_table",
@@ -97,9 +107,14 @@ __all__ = [
     "model_file",
     "most_at_once",
     "most_busy",
+    "observe_decoding",
+    "observe_eviction",
+    "observe_pings",
+    "offered_sentence",
     "one_visit",
     "ping_sentence",
     "plural",
+    "preload",
     "preload_sentence",
     "preload_title",
     "root",

@@ -16,7 +16,6 @@ from ollamalab.compare import Visit
 from ollamalab.lab.page_cache import drop_from_cache
 from ollamalab.lab.subject import ONE_REQUEST, PromptShape, Subject
 from ollamalab.lab.trials import Statistic, Trials, run_visits
-from ollamalab.loadgen import LoadSettings
 from ollamalab.metrics import stages
 from ollamalab.records import Outcome, RequestRecord
 
@@ -28,6 +27,8 @@ FROM_DISK = "fresh server, file on disk"
 FRESH = "fresh server, file in memory"
 UNLOADED = "server runs, file in memory"
 PRELOADED = "model preloaded"
+WARM = "model in use"
+SCENARIOS = (FROM_DISK, FRESH, UNLOADED, PRELOADED, WARM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,34 @@ class ColdStart:
     def is_ok(self) -> bool:
         """Whether the request completed; else it counts in no median."""
         return self.record.outcome is Outcome.OK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched:
+    """The first requests of fresh servers, and the scenarios that could not be had."""
+
+    starts: tuple[ColdStart, ...]
+    not_run: Mapping[str, str]  #: scenario to the reason
+
+
+async def launch_fresh(subject: Subject, shape: PromptShape, *, file: Path | None, starts: int) -> Launched:
+    """Start fresh servers and ask each at once: with the model file on disk, then with it in memory.
+
+    Args:
+        subject: Server and model.
+        shape: Lengths.
+        file: The model file that the server loads; None if it is not known.
+        starts: How many of each.
+    """
+    if subject.target.unchangeable is not None:
+        return Launched(starts=(), not_run=dict.fromkeys((FROM_DISK, FRESH), subject.target.unchangeable))
+    from_disk = await starts_from_disk(subject, shape, file=file, starts=starts)
+    not_run = {}
+    if not from_disk:
+        why = "it is not known which file the server loads" if file is None else "the system keeps its pages"
+        not_run[FROM_DISK] = f"the file cannot be dropped from the page cache: {why}"
+    in_memory = await fresh_starts(subject, shape, starts=starts)
+    return Launched(starts=(*from_disk, *in_memory), not_run=not_run)
 
 
 async def fresh_starts(subject: Subject, shape: PromptShape, *, starts: int) -> list[ColdStart]:
@@ -141,40 +170,50 @@ def _sum(*parts: float | None) -> float | None:
 
 
 async def compare_reloaded(
-    subjects: Mapping[str, Subject], shape: PromptShape, *, launches: int, rng: random.Random
+    subjects: Mapping[str, Subject],
+    shape: PromptShape,
+    *,
+    launches: int,
+    rng: random.Random,
+    not_run: Mapping[str, str] | None = None,
 ) -> Trials:
     """Compare warm requests of servers with different settings, one pair per launch of their engines.
 
     What one launch happens to get (memory layout, cores) would pass for an effect of its settings, and
     requests of one launch share it: as separate pairs they would name a difference where there is none
     in 9 to 15 % of comparisons (simulated, launches spread as much as requests or more). So before each
-    pair every server unloads the model, which ends its engine's process, and loads it again; the first
-    request (the load) and a second one are thrown away.
+    pair every server unloads the model, which ends its engine's process, and loads it again; the empty
+    request that loads it and a first one with a prompt are thrown away. A server that is alone has nothing
+    to be compared with: it is only warmed up once.
 
     Args:
         subjects: Arm to server and model; the first is the baseline. All stay resident.
         shape: Lengths.
         launches: How often; each gives one pair.
         rng: Draws the order of asking after each launch.
+        not_run: Arms that the target cannot carry, with the reason.
     """
     names = tuple(subjects)
     visitors = {name: subject.loads(ONE_REQUEST, shape) for name, subject in subjects.items()}
     records: list[RequestRecord] = []
     for launch in range(launches):
-        await asyncio.gather(*(_launch(subjects[name], shape) for name in names))
+        if launch == 0 or len(names) > 1:
+            await asyncio.gather(*(_warm_up(subjects[name], shape, anew=len(names) > 1) for name in names))
         order = rng.sample(names, len(names))
         visits = [
             Visit(index=launch * len(names) + position, block=launch, arm=name)
             for position, name in enumerate(order)
         ]
         records += (await run_visits(visitors, visits)).records
-    return Trials(arms=names, records=tuple(records))
+    return Trials(arms=names, records=tuple(records), not_run=dict(not_run or {}))
 
 
-async def _launch(subject: Subject, shape: PromptShape) -> None:
-    """Give the subject a fresh engine, with the load and one more request behind it."""
-    await subject.unload()
-    await subject.offer(LoadSettings(requests=2), shape, stream="discarded")
+async def _warm_up(subject: Subject, shape: PromptShape, *, anew: bool) -> None:
+    """Put the load and one request behind the subject; ``anew`` gives it a fresh engine first."""
+    if anew:
+        await subject.unload()
+    await subject.client.preload(subject.model)
+    await subject.offer(ONE_REQUEST, shape, stream="discarded")
 
 
 def launch_spread(trials: Trials, arm: str, statistic: Statistic) -> float | None:

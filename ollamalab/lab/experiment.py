@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from ollamalab.claims import CLAIMS
 from ollamalab.compare import ClaimVerdict, Comparison, blocks_for_pairs, design, not_testable, settle_fact
@@ -16,15 +16,21 @@ from ollamalab.gpu import gpu_sampler
 from ollamalab.host import HostSampler, ProcessSampler
 from ollamalab.hosts import SlotSampler, Target, open_target
 from ollamalab.hosts.slots import Slots
+from ollamalab.lab.cold import PRELOADED, UNLOADED, compare_reloaded
+from ollamalab.lab.models import have_models, is_ours
+from ollamalab.lab.observation import Observation
 from ollamalab.lab.sentences import Said
-from ollamalab.lab.subject import Subject
+from ollamalab.lab.subject import PromptShape, Subject
 from ollamalab.lab.trials import Trials, Visitor, run_visits
 from ollamalab.loadgen import LoadResult
-from ollamalab.report import Contrast, Experiment, Report, root
+from ollamalab.report import Arm, Contrast, Experiment, Report, root
 from ollamalab.report.notebooks import read_notebook
 from ollamalab.runner.parameters import parameters_of
 from ollamalab.sampling import Sampler, Sampling
 from ollamalab.settings import ServerSettings
+
+#: The one arm of a server whose settings are not ours to choose.
+AS_IT_IS = "server as it is"
 
 
 class Lab:
@@ -34,6 +40,7 @@ class Lab:
         experiment: Name of the notebook.
         parameters: Of its parameters cell, as they are used.
         report: Collects and saves what was found.
+        not_run: Arms that the target could not carry, with the reason.
     """
 
     def __init__(self, experiment: str, namespace: Mapping[str, Any]) -> None:
@@ -49,53 +56,98 @@ class Lab:
         names = parameters_of(read_notebook(notebook), notebook.name)
         self.parameters = {name: namespace[name] for name in names}
         self.report = Report(experiment, parameters=self.parameters)
+        self.not_run: dict[str, str] = {}
         self._opened = AsyncExitStack()
         self._subjects: list[Subject] = []
 
     async def subject(
-        self, target: str, model: str, settings: ServerSettings | None = None, *, name: str = ""
+        self,
+        target: str,
+        model: str,
+        settings: ServerSettings | None = None,
+        *,
+        name: str = "",
+        others: Sequence[str] = (),
     ) -> Subject:
         """Open a server and a model on it; it is closed with the lab.
 
         Args:
             target: "embedded", "ollama", or the URL of a server.
-            model: A model that it has.
+            model: A model that it has, or that the embedded server can get.
             settings: What our server is started with; default Ollama's own.
             name: Names it in the report, where an equal name is replaced; default the target.
+            others: More models that it must have.
 
         Raises:
-            TargetError: It does not start or answer, or lacks the model.
+            TargetError: It does not start or answer, or lacks a model.
+            ModelError: The embedded server cannot get a model.
         """
-        opened = await self._opened.enter_async_context(open_target(target, settings, models=[model]))
+        models = [model, *others]
+        await have_models(target, *models)
+        opened = await self._opened.enter_async_context(open_target(target, settings, models=models))
         subject = await self._opened.enter_async_context(Subject(opened, model, seed=self._seed))
         self._subjects.append(subject)
         self.report.server[name or target] = await opened.describe()
         return subject
 
     async def subjects(
-        self, target: str, model: str, arms: Mapping[str, ServerSettings]
+        self, target: str, model: str, arms: Mapping[str, ServerSettings], *, others: Sequence[str] = ()
     ) -> dict[str, Subject]:
-        """Open a server per arm, side by side, with the model loaded; else as ``subject``."""
+        """Open a server per arm, side by side; else as ``subject``.
 
-        async def opened(name: str, settings: ServerSettings) -> Subject:
-            subject = await self.subject(target, model, settings, name=name)
-            await subject.client.preload(model)
-            return subject
-
-        found = await asyncio.gather(*(opened(name, settings) for name, settings in arms.items()))
+        The settings of a URL are not ours: there the server *as it is* is the one subject, and the arms
+        are noted as not run. It need not have the other models.
+        """
+        if not is_ours(target):
+            alone = await self.subject(target, model, name=AS_IT_IS)
+            self.skip(dict.fromkeys(arms, alone.target.unchangeable or ""))
+            return {AS_IT_IS: alone}
+        await have_models(target, model, *others)  # once, before all of them look for it
+        found = await asyncio.gather(
+            *(
+                self.subject(target, model, settings, name=name, others=others)
+                for name, settings in arms.items()
+            )
+        )
         return dict(zip(arms, found, strict=True))
+
+    def skip(self, not_run: Mapping[str, str]) -> None:
+        """Note arms that the target cannot carry, with the reason: they are shown as not run."""
+        self.not_run |= not_run
+        for name, reason in not_run.items():
+            self.report.add_arm(Arm(name=name, not_run=reason))
+
+    async def skip_unless_unloaded(self, subject: Subject, *arms: str) -> None:
+        """Skip arms that begin with an unload where the server does not unload when told to."""
+        if reason := await subject.why_kept():
+            self.skip(dict.fromkeys((*arms, UNLOADED, PRELOADED), reason))
 
     async def compare(self, visitors: Mapping[str, Visitor], *, pairs: int) -> Trials:
         """Visit the arms in blocks drawn from the seed; keep every record in the report.
 
         Args:
-            visitors: Arm to what its visit does; the first is the baseline.
+            visitors: Arm to what its visit does; the first is the baseline. Skipped arms are not visited.
             pairs: Least pairs per arm; fixed beforehand.
         """
-        names = tuple(visitors)
-        visits = design(names, blocks_for_pairs(pairs, len(names)), random.Random(self._seed))
-        trials = await run_visits(visitors, visits)
+        carried = {name: visitor for name, visitor in visitors.items() if name not in self.not_run}
+        names = tuple(carried)
+        rng = random.Random(self._seed)
+        visits = design(names, blocks_for_pairs(pairs, len(names)), rng) if names else ()
+        return self._kept(await run_visits(carried, visits, not_run=self.not_run))
+
+    async def compare_reloaded(
+        self, subjects: Mapping[str, Subject], shape: PromptShape, *, launches: int
+    ) -> Trials:
+        """Compare warm requests, one pair per launch of the engines; see ``cold.compare_reloaded``."""
+        rng = random.Random(self._seed)
+        return self._kept(
+            await compare_reloaded(subjects, shape, launches=launches, rng=rng, not_run=self.not_run)
+        )
+
+    def _kept(self, trials: Trials) -> Trials:
         self.report.add_records(trials.records)
+        for name in trials.arms:
+            self.report.add_arm(Arm(name=name))
         return trials
 
     def watch(self, *targets: Target, interval_s: float = 0.1) -> Sampling:
@@ -114,8 +166,12 @@ class Lab:
         return Sampling(samplers, interval_s=interval_s)
 
     def keep(self, sampling: Sampling, results: Mapping[str, LoadResult] | None = None) -> None:
-        """Put samples into the report, and the records of loads that are no comparison, by arm."""
+        """Put samples into the report, and the records of loads that are no comparison, by arm.
+
+        What could not be sampled, such as a GPU where there is none, is noted with its reason.
+        """
         self.report.add_samples(sampling.samples)
+        self.report.add_notes(sampling.notes)
         for arm, result in (results or {}).items():
             self.report.add_records(replace(record, arm=arm) for record in result.records)
 
@@ -130,21 +186,38 @@ class Lab:
             )
         return self.report.save()
 
-    def settle(self, claim: str, comparison: Comparison, subject: Subject) -> None:
-        """Keep a measured contrast for the verdicts of the run.
+    def settle(
+        self,
+        claim: str,
+        comparison: Comparison,
+        subject: Subject,
+        *,
+        claimed: Literal["lower", "higher"] | None = None,
+    ) -> None:
+        """Keep a measured contrast for the verdicts of the run; if an arm was not run, that and the reason.
 
         Args:
             claim: Id of the published claim that it settles; "" for none.
             comparison: Primary, so that it counts among the run's tests.
             subject: What it was measured on.
+            claimed: The direction that a claim without a number names.
         """
+        missing = self.not_run.get(comparison.arm) or self.not_run.get(comparison.baseline)
+        if claim and missing:
+            self.not_testable(claim, missing)
+            return
         sign = "/" if comparison.metric.kind == "ratio" else "−"
         text = f"{comparison.arm} {sign} {comparison.baseline}, {comparison.metric.name}"
-        self.report.add_contrast(Contrast(text=text, claim=claim, comparison=comparison, target=subject.name))
+        self.report.add_contrast(
+            Contrast(text=text, claim=claim, comparison=comparison, claimed=claimed, target=subject.name)
+        )
 
-    def observe(self, claim: str, *, holds: bool, evidence: str, subject: Subject, n: int) -> Said:
-        """Settle a factual claim by what was seen, ``n`` times; return the verdict for the cell to show."""
-        return self._say(claim, settle_fact(holds=holds, evidence=evidence), target=subject.name, n=n)
+    def observe(self, claim: str, seen: Observation, subject: Subject) -> Said:
+        """Settle a factual claim by what was seen; return the verdict for the cell to show."""
+        if seen.holds is None:
+            return self.not_testable(claim, seen.evidence)
+        verdict = settle_fact(holds=seen.holds, evidence=seen.evidence)
+        return self._say(claim, verdict, target=subject.name, n=seen.n)
 
     def not_testable(self, claim: str, reason: str) -> Said:
         """Say why a claim cannot be tested here; return the verdict for the cell to show."""

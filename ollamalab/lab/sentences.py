@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import pandas as pd
 
-from ollamalab.compare import Comparison
+from ollamalab.compare import LEAST_PAIRS, Comparison
 from ollamalab.lab.cold import launch_spread
 from ollamalab.lab.trials import Statistic, Trials
 from ollamalab.lab.watching import Residency
+from ollamalab.metrics import completed_rps
 
 #: A century: servers write "for ever" as a date that is farther away.
 _FOREVER_S = 100 * 365.25 * 86400
@@ -37,8 +39,11 @@ def listed(counts: Mapping[str, int | None]) -> str:
 def result_text(comparison: Comparison) -> str:
     """Return "0.35× (95 % interval 0.31–0.40, 8 pairs), faster", or why there is no verdict.
 
-    Pairs that were lost are told; what the pairs cannot carry is "n/a".
+    Pairs that were lost are told; what the pairs cannot carry is "n/a". Without any pair only the reason is
+    left, such as "not run: ...".
     """
+    if not comparison.pairs + comparison.lost_pairs:
+        return comparison.reason
     pairs = plural(comparison.pairs, "pair")
     if comparison.lost_pairs:
         pairs += f", {comparison.lost_pairs} lost"
@@ -89,6 +94,33 @@ def spread_note(trials: Trials, statistic: Statistic) -> str:
     return f" Spread from launch to launch, the requests' own noise included: {', '.join(texts)}."
 
 
+def carry_over_note(trials: Trials, statistic: Statistic, *, arm: str, baseline: str) -> str:
+    """Return whether visits depend on the visit before, for a table's caption.
+
+    Told from the middle of blocks ABBA and BAAB; with three or more arms no visit follows its own arm.
+    """
+    found = trials.carry_over(statistic, arm=arm, baseline=baseline)
+    if found.is_shown is None:
+        blocks = f"{found.own.n} of the {LEAST_PAIRS} blocks of four visits that it takes"
+        return f" Carry-over from visit to visit: too few blocks to tell ({blocks})."
+    if found.is_shown:
+        return " Carry-over shows: a visit depends on the one before, so a washout visit is due in between."
+    return f" No carry-over from visit to visit was shown ({found.own.n} blocks)."
+
+
+def offered_sentence(trials: Trials, arm: str, rate_rps: float) -> str:
+    """Return whether an arm kept up with what was offered: only then do its responses not grow with n."""
+    done = trials.per_visit(arm, completed_rps)
+    if not done:
+        return f"Of {rate_rps:g} requests/s offered, {arm} completed none."
+    rate = fmean(done)
+    if rate < rate_rps:
+        end = "overloaded, so a longer visit would show longer responses"
+    else:
+        end = "it kept up, so no response waited for long"
+    return f"Of {rate_rps:g} requests/s offered, {arm} completed {rate:.1f}: {end}."
+
+
 def stages_title(stages: pd.DataFrame) -> str:
     """Return which stage dominates the first row of ``stage_medians``."""
     first = stages.iloc[0].dropna() if len(stages) else stages
@@ -107,6 +139,8 @@ def knee_title(contrasts: Sequence[Comparison]) -> str:
         contrasts: Against the baseline; those of throughput count.
     """
     rates = [item for item in contrasts if item.metric.better == "higher"]
+    if rates and not any(item.pairs + item.lost_pairs for item in rates):
+        return "More slots were not run here"
     gains = {item: item.estimate for item in rates if item.estimate and item.low and item.low > 1}
     if not gains:
         return "No gain in throughput from more slots was shown here"

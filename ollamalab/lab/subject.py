@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +13,7 @@ from typing import Any, Self
 from ollamalab.client import OllamaClient
 from ollamalab.compare import Visit
 from ollamalab.connection import OllamaConnection
-from ollamalab.errors import TargetError
+from ollamalab.errors import TargetError, UpstreamError
 from ollamalab.hosts import Target
 from ollamalab.lab.trials import Visitor
 from ollamalab.loadgen import InstrumentHealth, LoadGenerator, LoadResult, LoadSettings
@@ -80,6 +80,11 @@ class Subject:
         """What it was measured on, for tables: "smollm2:135m on embedded"."""
         kind = self.target.url if self.target.kind == "url" else self.target.kind
         return f"{self.model} on {kind}"
+
+    @property
+    def slots(self) -> int | None:
+        """Parallel slots that the server was started with; None if somebody else started it."""
+        return None if self.target.settings is None else self.target.settings.num_parallel
 
     async def _open(self) -> None:
         self._connection = await OllamaConnection(self.target.url).__aenter__()
@@ -151,6 +156,20 @@ class Subject:
                 )
             await asyncio.sleep(_POLL_S)
 
+    async def why_kept(self) -> str | None:
+        """Return why the server keeps the model although it was told to unload it; None if it obeys.
+
+        A server of ours does; another one is tried, which costs a load.
+        """
+        if self.target.changeable:
+            return None
+        try:
+            await self.client.preload(self.model)
+            await self.unload()
+        except (TargetError, UpstreamError) as error:
+            return str(error)
+        return None
+
     async def is_loaded(self) -> bool:
         """Whether the server lists the model as loaded."""
         return await self.listing() is not None
@@ -164,3 +183,8 @@ class Subject:
     async def loaded(self) -> Mapping[str, Any]:
         """Return the loaded models by name, each as ``/api/ps`` describes it."""
         return {model["name"]: model for model in await self.client.ps()}
+
+
+async def preload(subjects: Iterable[Subject]) -> None:
+    """Load the model of each, side by side."""
+    await asyncio.gather(*(subject.client.preload(subject.model) for subject in subjects))

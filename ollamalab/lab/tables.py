@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from ollamalab.compare import Comparison
-from ollamalab.lab.cold import STAGES, ColdStart, by_scenario, stage_medians
-from ollamalab.lab.trials import Trials, mean_of
+from ollamalab.lab.cold import SCENARIOS, STAGES, ColdStart, by_scenario, stage_medians
+from ollamalab.lab.trials import Trials, mean_of, not_run_text
 from ollamalab.loadgen import growth_s
 from ollamalab.metrics import (
     PERCENTILES,
@@ -117,7 +117,8 @@ def staged_table(name: str, title: str, trials: Trials) -> Table:
                 share.of,
             )
         )
-    return Table.of(
+    return _with_not_run(
+        trials.not_run,
         name,
         title,
         [
@@ -166,8 +167,14 @@ def gap_table(name: str, title: str, comparisons: Sequence[Comparison]) -> Table
     )
 
 
-def stages_table(starts: Sequence[ColdStart]) -> Table:
-    """Return the median stages of cold starts in seconds, with their sum."""
+def stages_table(starts: Sequence[ColdStart], *, not_run: Mapping[str, str] | None = None) -> Table:
+    """Return the median stages of cold starts in seconds, with their sum.
+
+    Args:
+        starts: In order.
+        not_run: Arms that could not be had, with the reason; the scenarios among them are shown.
+    """
+    missing = {name: reason for name, reason in (not_run or {}).items() if name in SCENARIOS}
     groups = by_scenario(starts)
     rows = []
     for scenario, stages in stage_medians(starts).iterrows():
@@ -175,7 +182,8 @@ def stages_table(starts: Sequence[ColdStart]) -> Table:
         n = _of_all(sum(start.is_ok for start in group), len(group))
         rows.append((scenario, n, *stages, stages.sum(min_count=1)))
     seconds = [Column(name=name, unit="s", format=".3f") for name in (*STAGES, "sum")]
-    return Table.of(
+    return _with_not_run(
+        missing,
         "stages",
         "Stages of a cold start",
         [Column(name="Scenario"), Column(name="n"), *seconds],
@@ -183,6 +191,26 @@ def stages_table(starts: Sequence[ColdStart]) -> Table:
         caption="Medians of n completed requests. Load, prefill and decode as the server reports them; "
         "other: connecting, slot wait, templating, network and client. The sum is of the medians.",
     )
+
+
+def _with_not_run(
+    not_run: Mapping[str, str],
+    name: str,
+    title: str,
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[object]],
+    *,
+    caption: str,
+) -> Table:
+    """Return a table with a row for each arm that was not run, and a last column that says why."""
+    if not_run:
+        columns = [*columns, Column(name="Note")]
+        empty = [None] * (len(columns) - 2)
+        rows = [
+            *([*row, ""] for row in rows),
+            *([arm, *empty, not_run_text(reason)] for arm, reason in not_run.items()),
+        ]
+    return Table.of(name, title, columns, rows, caption=caption)
 
 
 def _gap(item: Comparison) -> tuple[float, float | None, float | None] | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from ollamalab.compare import Comparison, Metric, Visit, compare_arms, visit_values
+from ollamalab.compare import CarryOver, Comparison, Metric, Visit, carry_over, compare_arms, visit_values
 from ollamalab.metrics import completed
 from ollamalab.records import RequestRecord
 
@@ -38,10 +38,12 @@ class Trials:
     Attributes:
         arms: Names; the first is the baseline.
         records: Of every visit, labelled with arm, block and visit.
+        not_run: Arms that the target could not carry, with the reason.
     """
 
     arms: tuple[str, ...]
     records: tuple[RequestRecord, ...]
+    not_run: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, arm: str) -> list[RequestRecord]:
         """Return the records of one arm, in order."""
@@ -61,18 +63,30 @@ class Trials:
         baseline: str | None = None,
         is_primary: bool = False,
     ) -> Comparison:
-        """Return one arm against another.
+        """Return one arm against another; without numbers, and with the reason, if one was not run.
 
         Args:
             metric: What is compared.
             statistic: Its value in one visit.
             arm: Name of the arm.
-            baseline: What it is set against; None for the baseline of the design.
+            baseline: What it is set against; None for the first arm of the design.
             is_primary: Whether it was declared beforehand to settle a question; only then it gets a
                 verdict.
         """
         values = visit_values(self.records, statistic)
-        return compare_arms(values, metric, arm=arm, baseline=baseline or self.arms[0], is_primary=is_primary)
+        baseline = baseline or self.arms[0]
+        found = compare_arms(values, metric, arm=arm, baseline=baseline, is_primary=is_primary)
+        missing = self.not_run.get(arm) or self.not_run.get(baseline)
+        return replace(found, reason=not_run_text(missing)) if missing else found
+
+    def carry_over(self, statistic: Statistic, *, arm: str, baseline: str) -> CarryOver:
+        """Return how the visits of two arms depend on the visit before."""
+        return carry_over(visit_values(self.records, statistic), arm=arm, baseline=baseline)
+
+
+def not_run_text(reason: str) -> str:
+    """Return what stands where an arm's numbers would."""
+    return f"not run: {reason}"
 
 
 def best_arm(trials: Trials, statistic: Statistic, *, among: Sequence[str]) -> str:
@@ -91,15 +105,18 @@ def best_arm(trials: Trials, statistic: Statistic, *, among: Sequence[str]) -> s
     return min(among, key=mean)
 
 
-async def run_visits(visitors: Mapping[str, Visitor], visits: Iterable[Visit]) -> Trials:
+async def run_visits(
+    visitors: Mapping[str, Visitor], visits: Iterable[Visit], *, not_run: Mapping[str, str] | None = None
+) -> Trials:
     """Carry out a design and return what was measured.
 
     Args:
         visitors: Arm to what its visit does; the first is the baseline.
         visits: In order, from ``compare.design``.
+        not_run: Arms that the target cannot carry, with the reason.
     """
     records: list[RequestRecord] = []
     for visit in visits:
         seen = await visitors[visit.arm](visit)
         records += [replace(record, arm=visit.arm, block=visit.block, visit=visit.index) for record in seen]
-    return Trials(arms=tuple(visitors), records=tuple(records))
+    return Trials(arms=tuple(visitors), records=tuple(records), not_run=dict(not_run or {}))

@@ -52,6 +52,9 @@ def sweep_lines(
         axes.set_ylabel(quantity, color=MUTED)
         if len(series) > 1 or baseline is not None:
             legend_above(axes)
+        if points.empty:
+            axes.text(0.5, 0.5, "nothing was measured", transform=axes.transAxes, ha="center", color=MUTED)
+            axes.set_yticks([])
     return figure
 
 

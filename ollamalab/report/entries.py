@@ -80,6 +80,7 @@ class ExperimentFile:
         experiment: Name of its notebook.
         question: What it asks.
         findings: What was found, one sentence each.
+        notes: What could not be sampled and why, such as GPUs where there are none.
         started_utc: When its notebook began, RFC 3339.
         saved_utc: When it was saved.
         parameters: As they were used.
@@ -99,6 +100,7 @@ class ExperimentFile:
     started_utc: str
     saved_utc: str
     findings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     server: Mapping[str, Any] = field(default_factory=dict)
     load_average: tuple[float, float, float] | None = None

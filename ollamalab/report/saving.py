@@ -62,6 +62,7 @@ class Report:
         self._figures: dict[str, tuple[Figure, bytes]] = {}
         self._contrasts: dict[tuple[str, str], Contrast] = {}
         self._findings: list[str] = []
+        self._notes: list[str] = []
         self._started_utc = utc_now()
         self._load_average = load_average()
 
@@ -118,11 +119,16 @@ class Report:
         if sentence not in self._findings:
             self._findings.append(sentence)
 
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Keep what could not be measured and why, one line each; they stand under the tables."""
+        self._notes += [note for note in notes if note not in self._notes]
+
     def clear(self) -> None:
-        """Forget records, samples and findings, for measuring again in the same session."""
+        """Forget records, samples, notes and findings, for measuring again in the same session."""
         self._records.clear()
         self._samples.clear()
         self._findings.clear()
+        self._notes.clear()
 
     def save(self) -> Experiment:
         """Write everything; return it as read back from the disk.
@@ -140,6 +146,7 @@ class Report:
             started_utc=self._started_utc,
             saved_utc=utc_now(),
             findings=tuple(self._findings),
+            notes=tuple(self._notes),
             parameters=self.parameters,
             server=self.server,
             load_average=self._load_average,
