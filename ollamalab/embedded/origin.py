@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from collections.abc import Awaitable, Callable
 
-import psutil
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
@@ -18,22 +15,6 @@ _CORS = "cors"
 
 _FORBIDDEN = 403
 _NO_CONTENT = 204
-
-
-def access_rules(address: str, origins: tuple[str, ...] = ()) -> AccessRules:
-    """Return the rules for a server on this address of this machine.
-
-    Args:
-        address: The IP address that it listens on.
-        origins: Pages allowed beside the default ones.
-    """
-    own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
-    return AccessRules(
-        origins=origins,
-        is_loopback=ipaddress.ip_address(address).is_loopback,
-        host_names=frozenset({socket.gethostname().lower()}),
-        addresses=frozenset(own),
-    )
 
 
 def guard(rules: AccessRules) -> Middleware:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from aiohttp import web
 
 from ollamalab.embedded.app import create_app
 from ollamalab.embedded.models import ModelStore
-from ollamalab.embedded.origin import access_rules
 from ollamalab.embedded.scheduler import Scheduler
 from ollamalab.embedded.service import Service
-from ollamalab.errors import SettingsError
+from ollamalab.listening import access_rules, bound_socket, url_of
 from ollamalab.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -56,39 +54,17 @@ async def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     scheduler = Scheduler(settings, llama_server=llama_server)
-    with _listen(host, port) as listener:
-        address, actual_port = listener.getsockname()[:2]
-        app = create_app(Service(store, scheduler, settings), access_rules(address, origins))
+    with bound_socket(host, port) as listener:
+        app = create_app(Service(store, scheduler, settings), access_rules(listener, origins))
         # A client that hangs up stops its generation; a half-closed connection counts as hung up, as
         # in Go's server, since nothing else would tell a client that has gone.
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
         try:
             await web.SockSite(runner, listener, backlog=_BACKLOG).start()
-            shown = f"[{address}]" if ":" in address else address
-            announce(f"http://{shown}:{actual_port}")
+            announce(url_of(listener))
             await stop.wait()
             logger.info("event=stopping")
         finally:
             await runner.cleanup()
             await scheduler.close()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind)
-    except (OSError, OverflowError) as error:
-        raise SettingsError(f"cannot listen on {host}:{port}: {error}; see --host and --port") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise SettingsError(
-            f"cannot listen on {host}:{port}: {error.strerror}; end what listens there or use another --port"
-        ) from error
-    return listener

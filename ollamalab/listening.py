@@ -1,0 +1,61 @@
+"""Where a server of ours listens: a bound socket, its address, and who may reach it there."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+import psutil
+
+from ollamalab.errors import SettingsError
+from ollamalab.protocol.origins import AccessRules
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound and does not listen yet.
+
+    Args:
+        host: An address of this machine, or a name for one.
+        port: 0 takes a free one.
+
+    Raises:
+        SettingsError: Nobody can listen there.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+    except (OSError, OverflowError) as error:
+        raise SettingsError(f"cannot listen on {host}:{port}: {error}; see --host and --port") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"cannot listen on {host}:{port}: {error.strerror}; end what listens there or use another --port"
+        ) from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the URL of what listens on a bound socket."""
+    address, port = listener.getsockname()[:2]
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
+def access_rules(listener: socket.socket, origins: tuple[str, ...] = ()) -> AccessRules:
+    """Return which web pages and host names are answered on a bound socket of this machine.
+
+    Args:
+        listener: What the server listens on.
+        origins: Pages allowed beside the default ones, as in ``OLLAMA_ORIGINS``.
+    """
+    own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+    return AccessRules(
+        origins=origins,
+        is_loopback=ipaddress.ip_address(listener.getsockname()[0]).is_loopback,
+        host_names=frozenset({socket.gethostname().lower()}),
+        addresses=frozenset(own),
+    )
