@@ -87,11 +87,11 @@ class Gateway:
         try:
             await self._answer(incoming, exchange)
         except OllamaLabError as error:
-            await fail(error, exchange, is_openai=incoming.target.startswith("/v1/"))
+            fail(error, exchange, is_openai=incoming.target.startswith("/v1/"))
         except Exception as error:
             logger.exception("event=handler_failed path=%s", incoming.target.partition("?")[0])
             problem = OllamaLabError(f"internal error: {type(error).__name__}")
-            await fail(problem, exchange, is_openai=incoming.target.startswith("/v1/"))
+            fail(problem, exchange, is_openai=incoming.target.startswith("/v1/"))
         finally:
             self._observe(exchange.served())
 

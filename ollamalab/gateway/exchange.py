@@ -66,12 +66,16 @@ class Exchange:
         self._first_byte_s = time.perf_counter()
         self._outgoing.start(status, passed, length=length)
 
-    async def write(self, data: bytes) -> None:
-        """Write a part of the body; wait while the client is behind."""
+    def write(self, data: bytes) -> None:
+        """Write a part of the body."""
         self._body_bytes += len(data)
+        if self.tail is not None:
+            self.tail.feed(data)
         self._outgoing.write(data)
-        if self._outgoing.backlog_bytes:
-            await self._outgoing.drain()
+
+    async def drain(self) -> None:
+        """Wait while the client is too far behind; ask only if there is a backlog."""
+        await self._outgoing.drain()
 
     def end(self, error: OllamaLabError | None = None) -> None:
         """Finish the answer; with an error it is told as broken, though the body ends properly."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
+from ollamalab.batching import BatchTally, StreamBatcher
 from ollamalab.errors import BadReply, OllamaLabError, WaitTimeout
 from ollamalab.gateway.exchange import Exchange
 from ollamalab.gateway.failures import error_line, failure_of
+from ollamalab.gateway.framing import write_frames
 from ollamalab.protocol.calls import CACHE_HEADER, QUEUE_HEADER, TIMING_HEADER, Call, call_of
 from ollamalab.protocol.endpoints import Kind
 from ollamalab.protocol.lines import StreamTail
 from ollamalab.protocol.upstream import Reply, Request, Upstream
+from ollamalab.settings import BatchSettings
 
 _OK = 200
 _PAST_ITS_DEADLINE = "the deadline of this request passed; see X-Ollamalab-Deadline-Ms"
-
-#: Groups the lines of a stream; what it gives is written at once.
-Batching = Callable[[AsyncIterator[bytes], Exchange], AsyncIterator[bytes]]
 
 
 class Relay:
@@ -27,13 +27,17 @@ class Relay:
     Args:
         upstream: The parts, wrapped.
         has_cache: Whether one of them is a cache, for what the cache header says without its help.
-        batching: Groups the lines of streams; None passes them as they come.
+        batch: How the lines of streams are grouped.
+
+    Attributes:
+        batched: What went through the batchers of all streams.
     """
 
-    def __init__(self, upstream: Upstream, *, has_cache: bool, batching: Batching | None) -> None:
+    def __init__(self, upstream: Upstream, *, has_cache: bool, batch: BatchSettings | None = None) -> None:
         self._upstream = upstream
         self._no_cache_word = "bypass" if has_cache else "off"
-        self._batching = batching
+        self._batch = batch or BatchSettings()
+        self.batched = BatchTally()
 
     async def answer(self, request: Request, exchange: Exchange) -> None:
         """Answer one request; what the parts raise becomes an answer too."""
@@ -44,7 +48,7 @@ class Relay:
             else:
                 await self._pass_in_time(request, call, exchange, call.deadline_s)
         except OllamaLabError as error:
-            await fail(error, exchange, is_openai=call.endpoint.is_openai)
+            fail(error, exchange, is_openai=call.endpoint.is_openai)
 
     async def _pass_in_time(
         self, request: Request, call: Call, exchange: Exchange, deadline_s: float
@@ -60,21 +64,20 @@ class Relay:
         async with reply:
             self._explain(reply, call, exchange)
             exchange.start(reply.status, reply.headers, length=_length(reply))
-            chunks = reply.chunks()
             if call.is_stream and call.endpoint.kind is Kind.GENERATION and reply.status == _OK:
-                await self._pass_stream(chunks, call, exchange)
+                await self._pass_stream(reply.chunks(), call, exchange)
             else:
-                async for chunk in chunks:
-                    await exchange.write(chunk)
+                await _pass_bytes(reply.chunks(), exchange)
             exchange.end()
 
     async def _pass_stream(self, chunks: AsyncIterator[bytes], call: Call, exchange: Exchange) -> None:
-        tail = exchange.tail = StreamTail(is_openai=call.endpoint.is_openai)
-        if self._batching is not None:
-            chunks = self._batching(chunks, exchange)
-        async for chunk in chunks:
-            tail.feed(chunk)
-            await exchange.write(chunk)
+        is_openai = call.endpoint.is_openai
+        tail = exchange.tail = StreamTail(is_openai=is_openai)
+        if self._batch.is_off:
+            await _pass_bytes(chunks, exchange)
+        else:
+            batcher = StreamBatcher(self._batch, is_openai=is_openai, tally=self.batched)
+            await write_frames(chunks, batcher, exchange)
         if not tail.is_whole:
             raise BadReply("the server ended the stream without its final line; the answer is not complete")
 
@@ -90,17 +93,24 @@ class Relay:
         headers[TIMING_HEADER] = ", ".join(f"{part};dur={seconds * 1000:.2f}" for part, seconds in parts)
 
 
-async def fail(error: OllamaLabError, exchange: Exchange, *, is_openai: bool) -> None:
+def fail(error: OllamaLabError, exchange: Exchange, *, is_openai: bool) -> None:
     """Tell the client what went wrong: by a status, by a last line, or else by breaking off."""
     if not exchange.is_started:
         failure = failure_of(error, is_openai=is_openai)
         exchange.whole(failure.status, failure.headers, failure.body, error)
     elif exchange.tail is not None and exchange.length is None:
         is_mid_line = exchange.tail.is_mid_line
-        await exchange.write(error_line(error, is_openai=is_openai, is_mid_line=is_mid_line))
+        exchange.write(error_line(error, is_openai=is_openai, is_mid_line=is_mid_line))
         exchange.end(error)
     else:
         exchange.cut(error)
+
+
+async def _pass_bytes(chunks: AsyncIterator[bytes], exchange: Exchange) -> None:
+    async for chunk in chunks:
+        exchange.write(chunk)
+        if exchange.backlog_bytes:
+            await exchange.drain()
 
 
 def _length(reply: Reply) -> int | None:
