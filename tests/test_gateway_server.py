@@ -1038,6 +1038,20 @@ class TestWrites:
             b"0\r\n\r\n",
         ]
 
+    @pytest.mark.parametrize(
+        ("length", "wire"),
+        [
+            (4, b"content-length: 4\r\n\r\none\n"),
+            (None, b"transfer-encoding: chunked\r\n\r\n4\r\none\n\r\n0\r\n\r\n"),
+        ],
+    )
+    def test_a_last_part_leaves_with_the_end(self, length: int | None, wire: bytes) -> None:
+        recorder = Recorder()
+        outgoing = self.outgoing(recorder)
+        outgoing.start(200, {}, length=length)
+        outgoing.end(b"one\n")
+        assert recorder.writes == [b"HTTP/1.1 200 X\r\n" + wire]
+
     @pytest.mark.parametrize("length", [0, None])
     def test_an_empty_body_is_one_write(self, length: int | None) -> None:
         recorder = Recorder()

@@ -106,38 +106,28 @@ class Outgoing:
         """
         if not data or not self._has_body or self.is_over:
             return
-        head = self._head
-        if self._is_chunked:
-            data = b"%b%x\r\n%b\r\n" % (head, len(data), data)
-        else:
-            if self._left_bytes is not None:
-                self._left_bytes -= len(data)
-                if self._left_bytes < 0:
-                    raise ValueError("a body longer than announced")
-            if head:
-                data = head + data
-        self._head = b""
-        self._connection.write(data)
+        self._connection.write(self._framed(data))
 
     async def drain(self) -> None:
         """Wait until the client has taken enough; it is dropped if it takes nothing for too long."""
         if self._connection.is_blocked:
             await self._connection.unblocked()
 
-    def end(self) -> None:
-        """Say that the body is whole.
+    def end(self, data: bytes = b"") -> None:
+        """Say that the body is whole; a last part given here leaves in the same write.
 
         Raises:
-            ValueError: It is shorter than announced.
+            ValueError: It is shorter or longer than announced.
         """
         if self.is_over:
             return
+        last = self._framed(data if self._has_body else b"")
         if self._left_bytes:
             raise ValueError(f"a body {self._left_bytes} bytes shorter than announced")
-        tail = b"0\r\n\r\n" if self._is_chunked else b""
-        if self._head or tail:
-            self._connection.write(self._head + tail)
-            self._head = b""
+        if self._is_chunked:
+            last += b"0\r\n\r\n"
+        if last:
+            self._connection.write(last)
         self.is_over = True
 
     def abort(self) -> None:
@@ -156,3 +146,14 @@ class Outgoing:
             connection.transport.abort()
         else:
             connection.transport.close()
+
+    def _framed(self, data: bytes) -> bytes:
+        """Return a part of the body as it goes on the wire, behind the head if that is still here."""
+        head, self._head = self._head, b""
+        if self._is_chunked:
+            return b"%b%x\r\n%b\r\n" % (head, len(data), data) if data else head
+        if self._left_bytes is not None:
+            self._left_bytes -= len(data)
+            if self._left_bytes < 0:
+                raise ValueError("a body longer than announced")
+        return head + data if head else data
