@@ -30,6 +30,7 @@ class Outgoing:
         "_has_body",
         "_head",
         "_is_chunked",
+        "_is_http_1_0",
         "_left_bytes",
         "closes",
         "is_over",
@@ -43,7 +44,8 @@ class Outgoing:
         self._connection = connection
         self._head = b""
         self._has_body = incoming.method != "HEAD"
-        self._is_chunked = not incoming.is_http_1_0
+        self._is_http_1_0 = incoming.is_http_1_0
+        self._is_chunked = False
         self._left_bytes: int | None = None  # of a body of known length
 
     @property
@@ -74,29 +76,14 @@ class Outgoing:
         if block.count("\n") != len(headers) or block.count("\r") != len(headers):
             raise ValueError("a header with a line break in it")
         self.is_started = True
-        connection = self._connection
-        is_chunked = self._is_chunked
-        if status in (_NO_CONTENT, _NOT_MODIFIED):
-            self._has_body = self._is_chunked = False
-            framing = ""
-        elif length is not None:
-            self._left_bytes = length if self._has_body else 0
-            self._is_chunked = False
-            framing = f"content-length: {length}\r\n"
-        elif not self._has_body:
-            self._is_chunked = False
-            framing = ""
-        elif is_chunked:
-            framing = "transfer-encoding: chunked\r\n"
-        else:
-            self.closes = True
-            framing = ""
-        if self.closes or connection.is_stopping:
+        framing = self._frame(status, length)
+        if self.closes or self._connection.is_stopping:
             self.closes = True
             framing += "connection: close\r\n"
-        elif not is_chunked:
+        elif self._is_http_1_0:
             framing += "connection: keep-alive\r\n"
-        self._head = f"{connection.status_and_date(status)}{block}{framing}\r\n".encode("latin-1")
+        head = f"{self._connection.status_and_date(status)}{block}{framing}\r\n"
+        self._head = head.encode("latin-1")
 
     def write(self, data: bytes) -> None:
         """Write a part of the body.
@@ -146,6 +133,20 @@ class Outgoing:
             connection.transport.abort()
         else:
             connection.transport.close()
+
+    def _frame(self, status: int, length: int | None) -> str:
+        """Decide how the end of the body is marked; return the header that says so."""
+        if status in (_NO_CONTENT, _NOT_MODIFIED):
+            self._has_body = False
+        elif length is not None:
+            self._left_bytes = length if self._has_body else 0
+            return f"content-length: {length}\r\n"
+        elif self._has_body and self._is_http_1_0:
+            self.closes = True
+        elif self._has_body:
+            self._is_chunked = True
+            return "transfer-encoding: chunked\r\n"
+        return ""
 
     def _framed(self, data: bytes) -> bytes:
         """Return a part of the body as it goes on the wire, behind the head if that is still here."""
