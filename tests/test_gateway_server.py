@@ -898,10 +898,11 @@ class TestBrokenHandlers:
 
         run(body)
 
-    def test_a_header_cannot_split_the_answer(self, run: Callable[[Body], None]) -> None:
+    @pytest.mark.parametrize("value", ["a\r\ncontent-length: 0\r\n\r\n", "a\nb", "a\rb", "\u2713"])
+    def test_a_header_cannot_split_the_answer(self, run: Callable[[Body], None], value: str) -> None:
         async def body() -> None:
             async def handler(_: Incoming, outgoing: Outgoing) -> None:
-                outgoing.start(200, {"x-name": "a\r\ncontent-length: 0\r\n\r\n"}, length=None)
+                outgoing.start(200, {"x-name": value}, length=None)
 
             async with serving(handler) as running:
                 assert (await running.ask(GET)).status == 500
@@ -999,8 +1000,8 @@ class Recorder:
         self.writes: list[bytes] = []
         self.is_lost = self.is_blocked = self.is_stopping = False
 
-    def status_and_date(self, status: int) -> str:
-        return f"HTTP/1.1 {status} X\r\n"
+    def status_and_date(self, status: int) -> bytes:
+        return b"HTTP/1.1 %d X\r\n" % status
 
     def write(self, data: bytes) -> None:
         self.writes.append(data)

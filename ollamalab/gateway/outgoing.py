@@ -50,7 +50,7 @@ class Outgoing:
 
     @property
     def backlog_bytes(self) -> int:
-        """What the client has not taken yet; what was written in this turn of the loop counts too."""
+        """What was written and the system has not taken yet, since the client is behind."""
         connection = self._connection
         return 0 if connection.is_lost else connection.transport.get_write_buffer_size()
 
@@ -68,22 +68,21 @@ class Outgoing:
             length: Bytes of the body; None if its end will tell.
 
         Raises:
-            ValueError: A header that would break the head in two.
+            ValueError: A header that would break the head in two, or is not Latin-1.
         """
         if self.is_started:
             raise RuntimeError("this answer has its status already")
-        block = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        if block.count("\n") != len(headers) or block.count("\r") != len(headers):
+        block = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode("latin-1")
+        if block.count(b"\n") != len(headers) or block.count(b"\r") != len(headers):
             raise ValueError("a header with a line break in it")
         self.is_started = True
         framing = self._frame(status, length)
         if self.closes or self._connection.is_stopping:
             self.closes = True
-            framing += "connection: close\r\n"
+            framing += b"connection: close\r\n"
         elif self._is_http_1_0:
-            framing += "connection: keep-alive\r\n"
-        head = f"{self._connection.status_and_date(status)}{block}{framing}\r\n"
-        self._head = head.encode("latin-1")
+            framing += b"connection: keep-alive\r\n"
+        self._head = b"%b%b%b\r\n" % (self._connection.status_and_date(status), block, framing)
 
     def write(self, data: bytes) -> None:
         """Write a part of the body.
@@ -134,19 +133,19 @@ class Outgoing:
         else:
             connection.transport.close()
 
-    def _frame(self, status: int, length: int | None) -> str:
+    def _frame(self, status: int, length: int | None) -> bytes:
         """Decide how the end of the body is marked; return the header that says so."""
         if status in (_NO_CONTENT, _NOT_MODIFIED):
             self._has_body = False
         elif length is not None:
             self._left_bytes = length if self._has_body else 0
-            return f"content-length: {length}\r\n"
+            return b"content-length: %d\r\n" % length
         elif self._has_body and self._is_http_1_0:
             self.closes = True
         elif self._has_body:
             self._is_chunked = True
-            return "transfer-encoding: chunked\r\n"
-        return ""
+            return b"transfer-encoding: chunked\r\n"
+        return b""
 
     def _framed(self, data: bytes) -> bytes:
         """Return a part of the body as it goes on the wire, behind the head if that is still here."""

@@ -59,7 +59,7 @@ class HttpServer:
         self.limits = limits or ServerLimits()
         self.is_stopping = False
         self.connections: set[Connection] = set()
-        self._first_lines: dict[int, str] = {}  # status line and Date by status; of this second
+        self._first_lines: dict[int, bytes] = {}  # status line and Date by status; of this second
         self._listener: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._emptied = asyncio.Event()
@@ -106,12 +106,12 @@ class HttpServer:
         if self._listener is not None:
             await self._listener.wait_closed()
 
-    def status_and_date(self, status: int) -> str:
+    def status_and_date(self, status: int) -> bytes:
         """Return status line and ``Date``."""
         lines = self._first_lines.get(status)
         if lines is None:
             date = formatdate(usegmt=True)
-            lines = f"HTTP/1.1 {status} {_phrase(status)}\r\ndate: {date}\r\n"
+            lines = f"HTTP/1.1 {status} {_phrase(status)}\r\ndate: {date}\r\n".encode()
             self._first_lines[status] = lines
         return lines
 
