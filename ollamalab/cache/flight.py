@@ -67,6 +67,7 @@ class Flight:
         self.is_whole = True
         self.upstream_s = 0.0
         self.passengers = 0
+        self._loop = asyncio.get_running_loop()
         self._upstream = upstream
         self._request = request
         self._keep_bytes = keep_bytes
@@ -83,7 +84,7 @@ class Flight:
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Return the task that does the work of this flight, of which ``run`` is a part."""
-        self._task = asyncio.get_running_loop().create_task(work)
+        self._task = self._loop.create_task(work)
         return self._task
 
     def end(self) -> None:
@@ -145,7 +146,7 @@ class Flight:
 
     async def news(self) -> None:
         """Wait until there is more to read, room to write, or an end."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters.append(waiter)
         await waiter
 
@@ -194,10 +195,11 @@ class Flight:
             await self.news()
 
     def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
 
 class Member:

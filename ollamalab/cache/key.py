@@ -13,7 +13,7 @@ the order in which a grammar lets it write.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -23,7 +23,6 @@ from ollamalab.protocol.calls import Call
 #: Part of every key; another number, and everything kept so far is forgotten.
 KEY_SCHEMA = 1
 
-_KEY_BYTES = 32
 _UNTOLD = frozenset(("model", "stream", "stream_options", "keep_alive"))
 _IN_ORDER = frozenset(("tools", "format", "response_format"))
 #: Go's float fields under ``/v1``; for its integers 1.0 is an error, so there 1 and 1.0 differ.
@@ -43,7 +42,7 @@ def cache_key(call: Call, digest: str) -> bytes | None:
         digest: Of the model that will answer.
 
     Returns:
-        32 bytes (BLAKE2b); None for text that is no Unicode (a lone surrogate), which has no key.
+        32 bytes (SHA-256); None for text that is no Unicode (a lone surrogate), which has no key.
     """
     fields = {
         name: _canonical_field(name, value) for name, value in call.fields.items() if name not in _UNTOLD
@@ -54,7 +53,7 @@ def cache_key(call: Call, digest: str) -> bytes | None:
         question = _sorted((KEY_SCHEMA, call.endpoint.path, digest, call.tenant, fields))
     except UnicodeEncodeError:
         return None
-    return blake2b(question, digest_size=_KEY_BYTES).digest()
+    return sha256(question).digest()
 
 
 def _canonical_field(name: str, value: Any) -> Any:

@@ -25,8 +25,9 @@ from ollamalab.protocol.durations import NS_PER_S, utc_stamp
 _json = msgspec.json.Encoder().encode
 _parse = msgspec.json.Decoder(dict[str, Any]).decode
 
-#: How every line of Ollama begins.
-_FRONT = re.compile(rb'^\{"model":"(?:[^"\\]|\\.)*","created_at":"[^"]*"', re.MULTILINE)
+#: How every line of Ollama begins, up to the time itself.
+_FRONT = re.compile(rb'(\{"model":"(?:[^"\\]|\\.)*","created_at":")[^"]*"')
+_MODEL = b'"model":'
 
 
 class Form(Enum):
@@ -47,14 +48,14 @@ def form_of(call: Call) -> Form:
 
 
 class Prepared:
-    """An answer in one form.
+    """An answer in one form, cut wherever the model's name and ``created_at`` go in.
 
     Attributes:
         content_type: Of that form.
         offsets_s: Seconds from the first piece to each, as recorded; all 0 if it came in another form.
     """
 
-    __slots__ = ("_is_openai", "_old_model", "_pieces", "_segments", "content_type", "offsets_s")
+    __slots__ = ("_is_openai", "_parts", "_segments", "content_type", "offsets_s")
 
     def __init__(
         self, pieces: Sequence[bytes], offsets_s: Sequence[float], *, is_openai: bool, content_type: str
@@ -62,9 +63,11 @@ class Prepared:
         self.content_type = content_type
         self.offsets_s = offsets_s
         self._is_openai = is_openai
-        self._old_model = _model_in(pieces[0]) if is_openai else b""
-        self._pieces = pieces if is_openai else [_fronted(piece) for piece in pieces]
-        self._segments = self._cut(b"".join(self._pieces))
+        self._parts = _cut_events(pieces) if is_openai else _cut_lines(pieces)
+        self._segments = [b""]
+        for first, *rest in self._parts:
+            self._segments[-1] += first
+            self._segments += rest
 
     def body(self, model: str, now_ns: int) -> bytes:
         """Return all of it.
@@ -73,23 +76,44 @@ class Prepared:
             model: As the client spelled it.
             now_ns: Unix time.
         """
-        return self._front(model, now_ns).join(self._segments)
+        return self._between(model, now_ns).join(self._segments)
 
     def piece(self, index: int, model: str, now_ns: int) -> bytes:
         """Return one piece."""
-        return self._front(model, now_ns).join(self._cut(self._pieces[index]))
+        return self._between(model, now_ns).join(self._parts[index])
 
-    def _front(self, model: str, now_ns: int) -> bytes:
-        """Return what stands between the segments."""
+    def _between(self, model: str, now_ns: int) -> bytes:
         if self._is_openai:
-            return b'"model":' + _json(model)
+            return _json(model)
         return b'{"model":%b,"created_at":"%b"' % (_json(model), utc_stamp(now_ns).encode())
 
-    def _cut(self, body: bytes) -> list[bytes]:
-        if not self._is_openai:
-            return _FRONT.split(body)
-        # As bytes this stands nowhere else: inside a text its quotes would be escaped.
-        return body.split(self._old_model) if self._old_model else [body]
+
+def _cut_lines(lines: Sequence[bytes]) -> list[list[bytes]]:
+    """Return lines of ``/api``, each cut at its begin, which is always the model and the time."""
+    front = _FRONT.match(lines[0])
+    begin = front[1] if front else b" "
+    parts = []
+    for line in lines:
+        if line.startswith(begin):
+            parts.append([b"", line[line.index(b'"', len(begin)) + 1 :]])
+            continue
+        # Written in another order, or with spaces: a server that is not Ollama.
+        fields = _parse(line)
+        if isinstance(fields.pop("model", None), str) and isinstance(fields.pop("created_at", None), str):
+            end = b"\n" if line.endswith(b"\n") else b""
+            parts.append([b"", (b"," + _json(fields)[1:] if fields else b"}") + end])
+        else:
+            parts.append([line])
+    return parts
+
+
+def _cut_events(events: Sequence[bytes]) -> list[list[bytes]]:
+    """Return pieces of ``/v1``, each cut at the model's name."""
+    data = sse.data_of(events[0]) if events[0].startswith(b"data: ") else events[0]
+    name = _json(_parse(data).get("model"))
+    # As bytes this stands nowhere else: inside a text its quotes would be escaped.
+    parts = [event.split(_MODEL + name) for event in events]
+    return [[part + _MODEL for part in head] + [last] for *head, last in parts]
 
 
 class Replay:
@@ -179,22 +203,3 @@ def _pieces_in(answer: Answer, form: Form) -> list[tuple[bytes, float]]:
 
 def _tells_usage(events: Sequence[bytes]) -> bool:
     return len(events) > 1 and bool(_parse(sse.data_of(events[-2])).get("usage"))
-
-
-def _fronted(line: bytes) -> bytes:
-    """Return a line that begins as Ollama's do, for servers that write it in another order or with spaces."""
-    if _FRONT.match(line):
-        return line
-    fields = _parse(line)
-    front = {name: fields.get(name) for name in ("model", "created_at")}
-    if not all(isinstance(value, str) for value in front.values()):
-        return line
-    return _json({**front, **fields}) + (b"\n" if line.endswith(b"\n") else b"")
-
-
-def _model_in(piece: bytes) -> bytes:
-    """Return how a piece of ``/v1`` names the model, as bytes; empty if it does not."""
-    data = sse.data_of(piece) if piece.startswith(b"data: ") else piece
-    model = _parse(data).get("model")
-    named = b'"model":' + _json(model)
-    return named if isinstance(model, str) and named in piece else b""

@@ -40,7 +40,7 @@ _FAILURES = (UpstreamError, QueueFull, WaitTimeout)
 _PERSONAL = (ShareExceeded, WaitTimeout)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Question:
     """What is looked up for a call, and in which form it is wanted."""
 
