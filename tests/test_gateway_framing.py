@@ -1,0 +1,164 @@
+"""Frames of a stream are written when they are due, and everything is written at its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from ollamalab.batching import StreamBatcher
+from ollamalab.errors import BadReply
+from ollamalab.gateway.framing import write_frames
+from ollamalab.settings import BatchSettings
+
+FIRST, SECOND, THIRD = b'{"response":"1"}\n', b'{"response":"2"}\n', b'{"response":"3"}\n'
+FINAL = b'{"done":true}\n'
+LONG = BatchSettings(window_s=60.0)
+SHORT = BatchSettings(window_s=0.001)
+
+
+class Stream:
+    """Chunks that come when the test says."""
+
+    def __init__(self) -> None:
+        self.parts: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while part := await self.parts.get():
+            self.parts.task_done()
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+
+class Client:
+    """Takes frames; may fall behind."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.backlog_bytes = 0
+        self.caught_up = asyncio.Event()
+        self.drains = 0
+        self._came = asyncio.Event()
+
+    def write(self, data: bytes) -> None:
+        if data:
+            self.frames.append(data)
+            self._came.set()
+
+    async def drain(self) -> None:
+        self.drains += 1
+        await self.caught_up.wait()
+        self.backlog_bytes = 0
+
+    async def has(self, count: int) -> None:
+        """Wait for so many frames."""
+        while len(self.frames) < count:
+            self._came.clear()
+            await self._came.wait()
+
+
+async def test_the_first_line_and_the_final_one_wait_for_no_window() -> None:
+    stream, client = Stream(), Client()
+    for part in (FIRST, SECOND, THIRD, FINAL):
+        stream.parts.put_nowait(part)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(write_frames(stream.chunks(), StreamBatcher(LONG), client))
+        await client.has(2)
+        assert client.frames == [FIRST, SECOND + THIRD + FINAL], "though the stream is still open"
+        stream.parts.put_nowait(b"")
+
+
+async def test_what_is_held_leaves_when_it_is_due_though_nothing_more_comes() -> None:
+    stream, client = Stream(), Client()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(write_frames(stream.chunks(), StreamBatcher(SHORT), client))
+        for count, part in enumerate((FIRST, SECOND, THIRD), start=1):
+            stream.parts.put_nowait(part)
+            await client.has(count)
+        assert client.frames == [FIRST, SECOND, THIRD]
+        stream.parts.put_nowait(b"")
+
+
+async def test_lines_of_one_window_leave_in_one_frame() -> None:
+    stream, client = Stream(), Client()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(write_frames(stream.chunks(), StreamBatcher(BatchSettings(window_s=0.05)), client))
+        stream.parts.put_nowait(FIRST)
+        await client.has(1)
+        stream.parts.put_nowait(SECOND)
+        stream.parts.put_nowait(THIRD)
+        await client.has(2)
+        assert client.frames == [FIRST, SECOND + THIRD]
+        stream.parts.put_nowait(b"")
+
+
+@pytest.mark.parametrize("settings", [BatchSettings(lines=10), LONG])
+async def test_a_stream_that_breaks_off_gives_all_that_came_before_its_error(settings: BatchSettings) -> None:
+    stream, client = Stream(), Client()
+    for part in (FIRST, SECOND, b'{"resp', BadReply("cut")):
+        stream.parts.put_nowait(part)
+    with pytest.raises(BadReply, match="cut"):
+        await write_frames(stream.chunks(), StreamBatcher(settings), client)
+    assert client.frames == [FIRST, SECOND + b'{"resp']
+
+
+@pytest.mark.parametrize("settings", [BatchSettings(lines=10), LONG])
+async def test_a_stream_that_ends_without_its_final_line_gives_all_of_it(settings: BatchSettings) -> None:
+    stream, client = Stream(), Client()
+    for part in (FIRST, SECOND, THIRD, b""):
+        stream.parts.put_nowait(part)
+    await write_frames(stream.chunks(), StreamBatcher(settings), client)
+    assert client.frames == [FIRST, SECOND + THIRD]
+
+
+async def test_a_client_that_hangs_up_gets_nothing_later() -> None:
+    """A timer that outlived its stream would write into somebody else's answer."""
+    stream, client = Stream(), Client()
+    task = asyncio.create_task(
+        write_frames(stream.chunks(), StreamBatcher(BatchSettings(window_s=0.01)), client)
+    )
+    stream.parts.put_nowait(FIRST)
+    await client.has(1)
+    stream.parts.put_nowait(SECOND)
+    await stream.parts.join()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    other = Client()
+    later = Stream()
+    for part in (FIRST, SECOND):
+        later.parts.put_nowait(part)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(write_frames(later.chunks(), StreamBatcher(BatchSettings(window_s=0.02)), other))
+        await other.has(2)  # a longer window than the first, begun later
+        later.parts.put_nowait(b"")
+    assert client.frames == [FIRST]
+
+
+async def test_nothing_is_taken_from_the_upstream_while_the_client_is_too_far_behind() -> None:
+    stream, client = Stream(), Client()
+    client.backlog_bytes = 1
+    for part in (FIRST, SECOND, FINAL, b""):
+        stream.parts.put_nowait(part)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(
+            write_frames(stream.chunks(), StreamBatcher(BatchSettings(is_adaptive=True)), client)
+        )
+        await client.has(1)
+        assert stream.parts.qsize() == 3
+        client.caught_up.set()
+    assert b"".join(client.frames) == FIRST + SECOND + FINAL
+    assert client.drains == 1
+
+
+async def test_an_adaptive_stream_rests_and_loses_nothing() -> None:
+    stream, client = Stream(), Client()
+    parts = [FIRST, *[SECOND * 40] * 5, FINAL, b""]
+    for part in parts:
+        stream.parts.put_nowait(part)
+    batcher = StreamBatcher(BatchSettings(is_adaptive=True))
+    await write_frames(stream.chunks(), batcher, client)
+    assert b"".join(client.frames) == b"".join(parts)
+    assert batcher.tally.lines == 202
