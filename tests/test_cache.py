@@ -293,7 +293,7 @@ class TestWhatIsKept:
             (STREAM[0],),
             (STREAM[0], b'{"error":"model runner has unexpectedly stopped"}\n'),
             (STREAM[0], b"<html>502 Bad Gateway</html>\n", FINAL),
-            (FINAL,),
+            (line("", done=True, done_reason="stop"),),
             (b"",),
         ],
         ids=["silent end", "error line", "garbage", "empty", "nothing"],

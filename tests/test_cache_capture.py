@@ -48,8 +48,8 @@ def test_a_final_line_without_newline_is_kept_as_it_came() -> None:
         line("x") + b"\n" + FINAL,
         FINAL + line("x"),
         line("x") + FINAL + FINAL,
-        FINAL,
-        line("", done=True, done_reason="load"),
+        line("", done=True, done_reason="stop"),
+        line("", done=True, done_reason="load", eval_count=1),
         b'{"model":"m","done":"true","response":"x"}\n',
     ],
     ids=[
@@ -65,7 +65,7 @@ def test_a_final_line_without_newline_is_kept_as_it_came() -> None:
         "blank line",
         "goes on after its end",
         "ends twice",
-        "says nothing",
+        "says nothing and counts nothing",
         "loads only",
         "wrong type",
     ],
@@ -84,6 +84,9 @@ def test_any_other_end_of_a_stream_is_none(body: bytes) -> None:
         # Ollama gives up on a model that repeats itself: 200, and done is false.
         (line("aaa", done=False), False),
         (line("Hi", done=True, done_reason="unload"), False),
+        # A model that ends at once has counted its end.
+        (line("", done=True, done_reason="stop", eval_count=1), True),
+        (line("", done=True, done_reason="stop"), False),
         (b'{"error":"x"}', False),
         (b"Hi", False),
     ],
@@ -100,6 +103,8 @@ def test_a_whole_answer_is_complete_if_it_says_done(body: bytes, expected: bool)
         (event(DELTA) + event(END), False),  # no [DONE]: how Ollama ends after its engine died
         (event(DELTA) + DONE, False),
         (event(END) + DONE, False),
+        (event(END) + event(usage={"completion_tokens": 0}) + DONE, False),
+        (event(END) + event(usage={"completion_tokens": 1}) + DONE, True),
         (event(DELTA) + event(END, error={"message": "x"}) + DONE, False),
         (event(DELTA) + b'data: {"error":{"message":"x"}}\n\n' + event(END) + DONE, False),
         (event(DELTA) + event(END) + DONE + event(DELTA), False),

@@ -1,8 +1,8 @@
 """Whether what came from an upstream is a complete answer, and its pieces. Pure.
 
 Complete is a stream whose last line says ``done`` (``[DONE]`` under ``/v1``), all of whose lines are
-JSON, and none of which tells an error; or one object that says as much. An answer without any text,
-thinking or tool call is left out too: such an end is a failing engine's more often than a model's.
+JSON, and none of which tells an error; or one object that says as much. What says nothing and counts
+no token either is left out too: a model that has nothing to say still spends a token on its end.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class _Line(msgspec.Struct):
     tool_calls: list[Any] | None = None
     done: bool = False
     done_reason: str = ""
+    eval_count: int = 0
     error: Any = None
 
 
@@ -45,10 +46,15 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class _Usage(msgspec.Struct):
+    completion_tokens: int = 0
+
+
 class _Event(msgspec.Struct):
     """An event, or the whole, of ``/v1``; ``choices`` is there even if empty."""
 
     choices: list[_Choice]
+    usage: _Usage | None = None
     error: Any = None
 
 
@@ -107,7 +113,7 @@ def _is_ollama_complete(pieces: Sequence[bytes]) -> bool:
         and last.done_reason not in _NOT_AN_ANSWER
         and not any(line.done for line in lines[:-1])
         and all(line.error is None for line in lines)
-        and any(line.response or line.thinking or line.tool_calls or _says(line.message) for line in lines)
+        and (last.eval_count > 0 or any(_says_line(line) for line in lines))
     )
 
 
@@ -125,8 +131,15 @@ def _is_openai_complete(pieces: Sequence[bytes], *, is_stream: bool) -> bool:
         bool(reasons)
         and reasons[-1] not in _NOT_AN_ANSWER
         and all(event.error is None for event in parsed)
-        and any(choice.text or _says(choice.delta) or _says(choice.message) for choice in choices)
+        and (
+            any(choice.text or _says(choice.delta) or _says(choice.message) for choice in choices)
+            or any(event.usage and event.usage.completion_tokens for event in parsed)
+        )
     )
+
+
+def _says_line(line: _Line) -> bool:
+    return bool(line.response or line.thinking or line.tool_calls) or _says(line.message)
 
 
 def _says(said: _Said | None) -> bool:

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 _FRESH_S = 2.0  #: after a `pull` an old answer may be given for so long
 _RETRY_S = 5.0  #: after a failed look at the list
-_PATIENCE_S = 2.0  #: for the list; the old one serves if it takes longer
+_PATIENCE_S = 1.0  #: for the list; the old one serves if it takes longer
 _MAX_LIST_BYTES = 64 * 1024 * 1024
 _OK = 200
 

@@ -131,6 +131,8 @@ class Flight:
                 # first byte, after which members may still ask again.
                 first = await anext(chunks, b"")
                 self.headers, self.status = reply.headers, reply.status
+                if self._filter is not None:
+                    self.headers.pop("content-length", None)
                 self._first_s = self._clock()
                 self._note(first)
                 async for chunk in chunks:

@@ -14,6 +14,7 @@ STREAM_TYPE = "application/x-ndjson"
 WHOLE_TYPE = "application/json; charset=utf-8"
 
 _HEAD = ("model", "created_at")
+_SAID = ("content", "response", "thinking", "tool_calls")
 
 _json = msgspec.json.Encoder().encode
 _parse = msgspec.json.Decoder(dict[str, Any]).decode
@@ -36,9 +37,12 @@ def joined(lines: Sequence[bytes]) -> bytes:
     return _json(whole)
 
 
-def split(whole: bytes) -> tuple[bytes, bytes]:
-    """Return an unstreamed answer as a stream of one content line and the final line."""
+def split(whole: bytes) -> tuple[bytes, ...]:
+    """Return an unstreamed answer as a stream: a content line if anything was said, and the final line."""
     final = _parse(whole)
+    said = final.get("message") or final
+    if not any(said.get(name) for name in _SAID):
+        return (_json(final) + b"\n",)
     content: dict[str, Any] = {name: final[name] for name in _HEAD if name in final}
     if "message" in final:
         content["message"] = final["message"]

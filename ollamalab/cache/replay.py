@@ -51,16 +51,19 @@ class Prepared:
     """An answer in one form, cut wherever the model's name and ``created_at`` go in.
 
     Attributes:
+        is_stream: Whether that form is a stream.
         content_type: Of that form.
         offsets_s: Seconds from the first piece to each, as recorded; all 0 if it came in another form.
     """
 
-    __slots__ = ("_is_openai", "_parts", "_segments", "content_type", "offsets_s")
+    __slots__ = ("_is_openai", "_parts", "_segments", "content_type", "is_stream", "offsets_s")
 
     def __init__(
-        self, pieces: Sequence[bytes], offsets_s: Sequence[float], *, is_openai: bool, content_type: str
+        self, pieces: Sequence[bytes], offsets_s: Sequence[float], *, is_openai: bool, is_stream: bool
     ) -> None:
-        self.content_type = content_type
+        dialect = sse if is_openai else ndjson
+        self.is_stream = is_stream
+        self.content_type = dialect.STREAM_TYPE if is_stream else dialect.WHOLE_TYPE
         self.offsets_s = offsets_s
         self._is_openai = is_openai
         self._parts = _cut_events(pieces) if is_openai else _cut_lines(pieces)
@@ -133,7 +136,7 @@ class Replay:
             answer: What to repeat.
             model: As the client spelled it.
             now_s: Seconds since 1970; what ``created_at`` will say.
-            is_recorded: Whether pieces come as far apart as they did, counted from the first.
+            is_recorded: Whether a stream's pieces come as far apart as they did, counted from the first.
             age_s: For how long it has been kept.
         """
         self.status = 200
@@ -141,12 +144,14 @@ class Replay:
         self._answer = answer
         self._model = model
         self._now_ns = int(now_s * NS_PER_S)
-        self._is_recorded = is_recorded
+        self._body = None if is_recorded and answer.is_stream else answer.body(model, self._now_ns)
+        if self._body is not None and not answer.is_stream:
+            self.headers["content-length"] = str(len(self._body))
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Give the body: at once in one piece, or each piece in its time."""
-        if not self._is_recorded:
-            yield self._answer.body(self._model, self._now_ns)
+        if self._body is not None:
+            yield self._body
             return
         started_s, started_ns = time.perf_counter(), self._now_ns
         for index, offset_s in enumerate(self._answer.offsets_s):
@@ -171,12 +176,11 @@ def prepared(answer: Answer, form: Form) -> Prepared | None:
     """Return an answer in a form; None if it lacks what that form tells, which makes it a miss."""
     found: Prepared | None = answer.prepared.get(form)
     if found is None and (pieces := _pieces_in(answer, form)):
-        dialect = sse if answer.is_openai else ndjson
         found = Prepared(
             [piece for piece, _ in pieces],
             [offset_s for _, offset_s in pieces],
             is_openai=answer.is_openai,
-            content_type=dialect.WHOLE_TYPE if form is Form.WHOLE else dialect.STREAM_TYPE,
+            is_stream=form is not Form.WHOLE,
         )
         answer.prepared[form] = found
     return found
