@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ollamalab.gpu import GpuSampler
     from ollamalab.lab import Lab
     from ollamalab.loadgen import LoadGenerator, LoadSettings
-    from ollamalab.settings import CacheSettings, ServerSettings
+    from ollamalab.queueing import RequestQueue
+    from ollamalab.settings import CacheSettings, QueueSettings, ServerSettings
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,8 @@ __all__ = [
     "LoadGenerator",
     "LoadSettings",
     "OllamaClient",
+    "QueueSettings",
+    "RequestQueue",
     "ResponseCache",
     "ServerSettings",
     "StreamBatcher",
@@ -43,6 +46,8 @@ _HOME = {
     "LoadGenerator": "ollamalab.loadgen",
     "LoadSettings": "ollamalab.loadgen",
     "OllamaClient": "ollamalab.client",
+    "QueueSettings": "ollamalab.settings",
+    "RequestQueue": "ollamalab.queueing",
     "ResponseCache": "ollamalab.cache",
     "ServerSettings": "ollamalab.settings",
     "StreamBatcher": "ollamalab.batching",

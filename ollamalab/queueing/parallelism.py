@@ -1,0 +1,201 @@
+"""How many requests at once a server can use for a model, learnt from how it answers. Pure.
+
+Ollama tells neither how many slots a model has nor how many of them are taken. Whoever sends one more
+than there are slots only moves the waiting to where it is neither fair nor bounded. But a slot too many
+shows: the request gets its first token only after another one has ended. So each answer is a *vote* for
+or against its *level*, the number of requests at the server when it was sent, itself included:
+
+- An answer under ``/api`` tells how long it waited for a slot: what its total time holds beyond loading,
+  prompt and output.
+- A stream without these figures was late if another request ended in the later half of its wait for the
+  first token. Chance does that too when prompts are long, so such a vote against counts for less.
+- A whole answer without them votes by tokens/s: one level more must bring at least 30 % of what it
+  would bring if requests did not slow each other down.
+
+A level that holds is never held back for tokens/s: answers of different kinds have different rates, and
+whoever gave a server its slots has decided for what speed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+from ollamalab.queueing.work import Work
+
+#: No server gets more at once, whatever it seems to bear.
+MOST = 64
+
+#: Share of the way to certainty that a vote moves a level's score; three in a row turn it.
+_VOTE = 0.25
+_DOUBTFUL_VOTE = 0.1
+
+#: A wait for a slot is one if it is longer than this, and than this share of the work itself.
+_NOTICEABLE_S = 0.02
+_NOTICEABLE_RATIO = 0.02
+
+#: Votes on the level reached until the next one is tried again: doubled by each failure.
+_PATIENCE = 8
+_MOST_PATIENCE = 64
+
+#: Answers at each of two levels before their tokens/s are compared, and how many are remembered.
+_RATES = 10
+_MOST_RATES = 40
+_REQUIRED_GAIN = 0.3
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """One request at the server.
+
+    Attributes:
+        level: How many were there when it was sent, itself included.
+        sent_s: When it was sent.
+        request_seconds: Of all requests of the model until then.
+        has_begun: Whether a stream has given its first token.
+        is_late: Whether that waited for another request's end; None if it cannot be told.
+    """
+
+    level: int
+    sent_s: float
+    request_seconds: float
+    has_begun: bool = False
+    is_late: bool | None = None
+
+
+@dataclass(slots=True)
+class _Rate:
+    """Tokens/s of all requests together, as seen while so many were at the server."""
+
+    answers: int = 0
+    mean_log: float = 0.0
+
+    def note(self, log_rate: float) -> None:
+        self.answers = min(self.answers + 1, _MOST_RATES)
+        self.mean_log += (log_rate - self.mean_log) / self.answers
+
+
+class Parallelism:
+    """What one model at one server can use; starts with one place and a second on trial.
+
+    Attributes:
+        active: Requests at the server now.
+    """
+
+    def __init__(self) -> None:
+        self.active = 0
+        self._scores: list[float | None] = [1.0]  # of levels 1, 2, 3 ...; -1 not, 1 yes, None not tried
+        self._rates: defaultdict[int, _Rate] = defaultdict(_Rate)
+        self._is_judged_by_rate = False
+        self._request_seconds = 0.0
+        self._counted_until_s = 0.0
+        self._last_end_s = -math.inf
+        self._patience = _PATIENCE
+        self._votes_until_trial = 0
+
+    @property
+    def learnt(self) -> int:
+        """How many at once hold, as far as is known; at least 1."""
+        scores = self._scores
+        return next((at for at, score in enumerate(scores) if score is None or score < 0), len(scores))
+
+    @property
+    def limit(self) -> int:
+        """How many may be sent at once: what is learnt, and one more while that is on trial."""
+        learnt = self.learnt
+        is_ready = not self._is_judged_by_rate or self._rates[learnt].answers >= _RATES
+        return min(learnt + (self._is_on_trial(learnt) and is_ready), MOST)
+
+    def sent(self, now_s: float) -> Flight:
+        """Note that a request goes to the server."""
+        self._count_until(now_s)
+        self.active += 1
+        return Flight(self.active, now_s, self._request_seconds)
+
+    def first_token(self, flight: Flight, now_s: float) -> None:
+        """Note that a stream begins to say something."""
+        flight.has_begun = True
+        if self._last_end_s <= flight.sent_s:
+            flight.is_late = False
+            self._vote(flight.level, holds=True, weight=_VOTE)
+        elif self._last_end_s > (flight.sent_s + now_s) / 2:
+            flight.is_late = True
+
+    def ended(self, flight: Flight, now_s: float, work: Work | None) -> None:
+        """Note that a request has left the server.
+
+        Args:
+            flight: Which.
+            now_s: When.
+            work: What it tells; None if it was not answered to the end.
+        """
+        self._count_until(now_s)
+        self.active -= 1
+        self._last_end_s = now_s
+        if work is None:
+            return
+        if work.slot_wait_s is not None and work.busy_s is not None:
+            waited = work.slot_wait_s > _NOTICEABLE_S + _NOTICEABLE_RATIO * work.busy_s
+            if waited or not flight.has_begun:  # a stream that was in time has voted already
+                self._vote(flight.level, holds=not waited, weight=_VOTE)
+        elif flight.is_late:
+            self._vote(flight.level, holds=False, weight=_DOUBTFUL_VOTE)
+        elif not flight.has_begun:
+            self._judge_by_rate(flight, now_s, work.output_tokens)
+
+    def _is_on_trial(self, learnt: int) -> bool:
+        return learnt == len(self._scores) or self._scores[learnt] is None
+
+    def _vote(self, level: int, *, holds: bool, weight: float) -> None:
+        """Count a vote: if a level holds, so do those below it; if it does not, nor do those above."""
+        self._is_judged_by_rate = False
+        self._weigh(level, 1.0 if holds else -1.0, weight)
+
+    def _weigh(self, level: int, towards: float, weight: float) -> None:
+        before = self.learnt
+        was_on_trial = self._is_on_trial(before)
+        scores = self._scores
+        scores.extend([None] * (level - len(scores)))
+        for at in range(level) if towards > 0 else range(max(level - 1, 1), len(scores)):
+            score = scores[at] or 0.0
+            scores[at] = score + weight * (towards - score)
+        learnt = self.learnt
+        if learnt > before:
+            self._patience = _PATIENCE
+            self._open_trial(learnt)
+        elif learnt < before:
+            self._patience = self._votes_until_trial = _PATIENCE
+        elif was_on_trial and not self._is_on_trial(learnt):
+            self._votes_until_trial = self._patience
+            self._patience = min(2 * self._patience, _MOST_PATIENCE)
+        elif not was_on_trial and level >= learnt:
+            self._votes_until_trial -= 1
+            if self._votes_until_trial <= 0:
+                self._open_trial(learnt)
+
+    def _open_trial(self, learnt: int) -> None:
+        del self._scores[learnt:]
+        self._rates.pop(learnt + 1, None)
+
+    def _judge_by_rate(self, flight: Flight, now_s: float, output_tokens: int | None) -> None:
+        """Compare the tokens/s at the answer's mean level with those one level below."""
+        lasted_s = now_s - flight.sent_s
+        if not output_tokens or lasted_s <= 0:
+            return
+        self._is_judged_by_rate = True
+        # Little's law: requests at once times tokens per second of each are the tokens/s of all.
+        at_once = (self._request_seconds - flight.request_seconds) / lasted_s
+        level = max(1, round(at_once))
+        rate = self._rates[level]
+        rate.note(math.log(at_once * output_tokens / lasted_s))
+        below = self._rates[level - 1] if level > 1 else rate
+        if level == 1:
+            self._weigh(1, 1.0, _VOTE)
+        elif min(rate.answers, below.answers) >= _RATES:
+            pays = rate.mean_log - below.mean_log >= math.log1p(_REQUIRED_GAIN / (level - 1))
+            self._weigh(level, 1.0 if pays else -1.0, _VOTE)
+
+    def _count_until(self, now_s: float) -> None:
+        self._request_seconds += self.active * (now_s - self._counted_until_s)
+        self._counted_until_s = now_s

@@ -1,0 +1,286 @@
+"""The queue on an event loop: waits for places, hands them out, takes them back.
+
+Who goes next is decided in ``admission``; here are only the clock, the futures and the timers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+from ollamalab.protocol.calls import QUEUE_HEADER, Call, call_of
+from ollamalab.protocol.endpoints import Kind
+from ollamalab.protocol.upstream import Reply, Request, Upstream
+from ollamalab.queueing.admission import Admission, Applicant
+from ollamalab.queueing.capacity import Capacity, Passage, capacity_of
+from ollamalab.queueing.cost import cost_tokens, expected_output_tokens, expected_prompt_tokens
+from ollamalab.queueing.tally import QueueStatistics
+from ollamalab.queueing.ticket import State, Ticket
+from ollamalab.queueing.work import NO_WORK, Meter, Work
+from ollamalab.settings.queueing import QueueSettings
+
+_OK = 200
+
+
+class RequestQueue:
+    """Bounded fair admission to an upstream; one event loop, no threads.
+
+    Args:
+        settings: Bounds.
+        capacity: Places per model; by default what the settings say.
+        clock: Monotonic seconds; deadlines of calls are on it.
+    """
+
+    def __init__(
+        self,
+        settings: QueueSettings | None = None,
+        *,
+        capacity: Capacity | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.settings = settings or QueueSettings()
+        self._capacity = capacity or capacity_of(self.settings)
+        self._admission = Admission(self.settings, self._capacity.limit)
+        self._clock = clock
+        self._waiters: dict[Ticket, asyncio.Future[None]] = {}
+
+    def in_front_of(self, upstream: Upstream) -> QueuedUpstream:
+        """Return the upstream with this queue in front."""
+        return QueuedUpstream(self, upstream)
+
+    async def enter(self, call: Call) -> Slot:
+        """Wait for a place; whoever gets one must ``release`` it.
+
+        Raises:
+            QueueFull: No room to wait; at once.
+            ShareExceeded: No room for more requests of this client.
+            WaitTimeout: No place came free in time, or before the call's deadline.
+        """
+        admission, lane = self._admission, call.model_key
+        prompt_tokens = expected_prompt_tokens(call)
+        output_tokens = expected_output_tokens(call, admission.history.output_tokens(lane))
+        ticket, moved = admission.arrive(
+            Applicant(
+                lane=lane,
+                client=call.client,
+                priority=call.priority,
+                deadline_s=call.deadline_s,
+                cost_tokens=cost_tokens(prompt_tokens, output_tokens),
+            ),
+            self._clock(),
+        )
+        self._wake(moved)
+        if ticket.state is State.WAITING:
+            await self._wait(ticket)
+        now_s = self._clock()
+        call.ledger["queue"] = now_s - ticket.arrived_s
+        if ticket.state is not State.ACTIVE:
+            raise admission.refusal(ticket, now_s)
+        return Slot(self, ticket, prompt_tokens, self._capacity.begin(lane, now_s))
+
+    @asynccontextmanager
+    async def slot(self, call: Call) -> AsyncIterator[Slot]:
+        """Hold a place for the length of a ``with`` block; raises what ``enter`` raises."""
+        slot = await self.enter(call)
+        try:
+            yield slot
+        except BaseException as error:
+            slot.release(state_after(error))
+            raise
+        slot.release()
+
+    def statistics(self) -> QueueStatistics:
+        """Return what happened so far."""
+        return self._admission.statistics(self._capacity.limits())
+
+    async def _wait(self, ticket: Ticket) -> None:
+        """Return when the ticket's wait is over, one way or another."""
+        loop = asyncio.get_running_loop()
+        waiter = self._waiters[ticket] = loop.create_future()
+        timer = loop.call_later(max(0.0, ticket.expires_s - self._clock()), self._expire, ticket)
+        try:
+            await waiter
+        except BaseException:
+            self._give_up(ticket)
+            raise
+        finally:
+            timer.cancel()
+            del self._waiters[ticket]
+
+    def _wake(self, tickets: Iterable[Ticket]) -> None:
+        for ticket in tickets:
+            waiter = self._waiters.get(ticket)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
+    def _expire(self, ticket: Ticket) -> None:
+        if ticket.state is State.WAITING:
+            self._admission.leave(ticket, State.TIMED_OUT)
+            self._wake((ticket,))
+
+    def _give_up(self, ticket: Ticket) -> None:
+        """Leave the queue, or hand back a place that was granted to a task already cancelled."""
+        now_s = self._clock()
+        if ticket.state is State.WAITING:
+            is_late = ticket.expires_s <= now_s  # whoever cancelled was only faster than our timer
+            self._admission.leave(ticket, State.TIMED_OUT if is_late else State.CANCELLED)
+        elif ticket.state is State.ACTIVE:
+            self._wake(self._admission.release(ticket, State.CANCELLED, now_s, cost_tokens=0.0))
+
+    def _begun(self, ticket: Ticket, passage: Passage) -> None:
+        now_s = self._clock()
+        passage.begun(now_s)
+        self._wake(self._admission.dispatch(ticket.lane, now_s))  # it may have shown that more fits
+
+    def _release(self, slot: Slot, state: State, work: Work | None) -> None:
+        now_s, ticket = self._clock(), slot.ticket
+        cost: float | None = None
+        if work is not None and work.output_tokens is not None:
+            prompt_tokens = slot.prompt_tokens if work.prompt_tokens is None else work.prompt_tokens
+            cost = cost_tokens(prompt_tokens, work.output_tokens)
+        if state is State.COMPLETED:
+            output_tokens = work.output_tokens if work else None
+            service_s = now_s - (ticket.arrived_s if ticket.granted_s is None else ticket.granted_s)
+            self._admission.history.note(ticket.lane, service_s=service_s, output_tokens=output_tokens)
+        slot.passage.ended(now_s, work if state is State.COMPLETED else None)
+        self._wake(self._admission.release(ticket, state, now_s, cost_tokens=cost))
+
+
+class Slot:
+    """A place at the upstream.
+
+    Attributes:
+        ticket: How it was got.
+        prompt_tokens: What the prompt will probably cost.
+        passage: Who hears how it goes on.
+    """
+
+    __slots__ = ("_is_released", "_queue", "passage", "prompt_tokens", "ticket")
+
+    def __init__(self, queue: RequestQueue, ticket: Ticket, prompt_tokens: float, passage: Passage) -> None:
+        self._queue = queue
+        self._is_released = False
+        self.ticket = ticket
+        self.prompt_tokens = prompt_tokens
+        self.passage = passage
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds waited for it."""
+        return self.ticket.wait_s or 0.0
+
+    def begun(self) -> None:
+        """Say that a stream has given its first bytes."""
+        self._queue._begun(self.ticket, self.passage)
+
+    def release(self, state: State = State.COMPLETED, work: Work | None = None) -> None:
+        """Give the place back; only the first time counts.
+
+        Args:
+            state: How the request ended.
+            work: What it took; None if that is not known: then what was expected counts.
+        """
+        if not self._is_released:
+            self._is_released = True
+            self._queue._release(self, state, work)
+
+
+def state_after(error: BaseException) -> State:
+    """Return how a request ended that an exception ended."""
+    is_gone = isinstance(error, asyncio.CancelledError | GeneratorExit)
+    return State.CANCELLED if is_gone else State.FAILED
+
+
+class QueuedUpstream:
+    """An upstream behind a queue. Only what generates text waits; everything else passes.
+
+    Args:
+        queue: Whom to ask for places.
+        upstream: Who answers.
+    """
+
+    def __init__(self, queue: RequestQueue, upstream: Upstream) -> None:
+        self.queue = queue
+        self._upstream = upstream
+
+    async def send(self, request: Request) -> Reply:
+        """Send one request when its turn has come.
+
+        Raises:
+            QueueFull: No room to wait; at once.
+            ShareExceeded: No room for more requests of this client.
+            WaitTimeout: No place came free in time, or before the call's deadline.
+            UpstreamError: As the upstream raises it.
+        """
+        call = call_of(request)
+        if call.endpoint.kind is not Kind.GENERATION or not call.model_key:
+            return await self._upstream.send(request)
+        slot = await self.queue.enter(call)
+        try:
+            reply = await self._upstream.send(request)
+        except BaseException as error:
+            state = state_after(error)
+            slot.release(state, NO_WORK if state is State.FAILED else None)
+            raise
+        reply.headers[QUEUE_HEADER] = f"{slot.wait_s * 1000:.1f}"
+        return QueuedReply(reply, call, slot)
+
+
+class QueuedReply:
+    """A reply that keeps its place until its body has ended or it is left, whichever is first.
+
+    Attributes:
+        status: HTTP status.
+        headers: Names in lower case.
+    """
+
+    def __init__(self, reply: Reply, call: Call, slot: Slot) -> None:
+        self.status = reply.status
+        self.headers = reply.headers
+        self._reply = reply
+        self._slot = slot
+        self._is_stream = call.is_stream and reply.status == _OK
+        self._meter = Meter(is_stream=self._is_stream, is_openai=call.endpoint.is_openai)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Give the body as it arrives.
+
+        Raises:
+            UpstreamError: It broke off or did not come in time.
+        """
+        has_begun = not self._is_stream
+        feed = self._meter.feed
+        try:
+            async for chunk in self._reply.chunks():
+                if not has_begun:
+                    has_begun = True
+                    self._slot.begun()
+                feed(chunk)
+                yield chunk
+        except Exception:
+            self._slot.release(State.FAILED, self._meter.so_far())
+            raise
+        work = self._meter.whole() if self.status == _OK else NO_WORK
+        if work is None:
+            self._slot.release(State.FAILED, self._meter.so_far())
+        else:
+            self._slot.release(State.COMPLETED if self.status == _OK else State.FAILED, work)
+
+    async def __aenter__(self) -> Self:
+        await self._reply.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await self._reply.__aexit__(kind, error, trace)  # first: the server's slot must be free too
+        finally:
+            self._slot.release(State.CANCELLED, self._meter.so_far())

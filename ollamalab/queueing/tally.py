@@ -1,0 +1,173 @@
+"""What a queue has seen: counts, peaks, waits, clients. Pure.
+
+At any time total = completed + failed + rejected + timed_out + cancelled + waiting + active.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ollamalab.metrics import Summary, summarise
+from ollamalab.queueing.ticket import State, Ticket
+
+#: Waits that the percentiles are of: the latest. A p99 needs 662.
+_WAITS = 2048
+
+#: Clients that are told apart; the one heard of least recently is forgotten first.
+_CLIENTS = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientStatistics:
+    """One client in the queue.
+
+    Attributes:
+        requests: How many it sent.
+        served: How many of them got a place.
+        wait_mean_s: Their mean wait; None if none got one.
+        wait_max_s: Their longest wait; None if none got one.
+        tokens: What its ended requests cost, as fairness counts.
+    """
+
+    requests: int
+    served: int
+    wait_mean_s: float | None
+    wait_max_s: float | None
+    tokens: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueStatistics:
+    """A queue since its start.
+
+    Attributes:
+        total: Requests that came.
+        completed: Answered to the end.
+        failed: Got a place, but the upstream answered with an error or broke off.
+        rejected: Refused for want of room.
+        timed_out: Refused after waiting too long, or because their deadline had passed.
+        cancelled: Given up by their client, waiting or served.
+        waiting: Waiting now.
+        active: Holding a place now.
+        peak_waiting: Most that waited at once.
+        peak_active: Most places in use at once.
+        wait: Seconds until they got a place, of the latest 2,048 that did.
+        clients: Of the 256 heard of last, by name.
+        limits: How many at once, by lane; of lanes in use, or learnt.
+    """
+
+    total: int
+    completed: int
+    failed: int
+    rejected: int
+    timed_out: int
+    cancelled: int
+    waiting: int
+    active: int
+    peak_waiting: int
+    peak_active: int
+    wait: Summary
+    clients: Mapping[str, ClientStatistics]
+    limits: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class _Client:
+    requests: int = 0
+    served: int = 0
+    wait_s: float = 0.0
+    wait_max_s: float = 0.0
+    tokens: float = 0.0
+
+    def statistics(self) -> ClientStatistics:
+        return ClientStatistics(
+            requests=self.requests,
+            served=self.served,
+            wait_mean_s=self.wait_s / self.served if self.served else None,
+            wait_max_s=self.wait_max_s if self.served else None,
+            tokens=self.tokens,
+        )
+
+
+class Tally:
+    """Keeps the counts."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._states: Counter[State] = Counter()
+        self._peak_waiting = 0
+        self._peak_active = 0
+        self._waits_s: deque[float] = deque(maxlen=_WAITS)
+        self._clients: OrderedDict[str, _Client] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait now."""
+        return self._states[State.WAITING]
+
+    @property
+    def active(self) -> int:
+        """How many hold a place now."""
+        return self._states[State.ACTIVE]
+
+    def arrived(self, client: str, state: State) -> None:
+        """Count a new request, which waits or is refused at once."""
+        self._total += 1
+        self._states[state] += 1
+        self._client(client).requests += 1
+
+    def moved(self, ticket: Ticket, before: State) -> None:
+        """Count that a ticket is no longer where it was."""
+        self._states[before] -= 1
+        self._states[ticket.state] += 1
+        wait_s = ticket.wait_s
+        if ticket.state is State.ACTIVE and wait_s is not None:
+            self._waits_s.append(wait_s)
+            client = self._client(ticket.client)
+            client.served += 1
+            client.wait_s += wait_s
+            client.wait_max_s = max(client.wait_max_s, wait_s)
+
+    def cost(self, client: str, tokens: float) -> None:
+        """Count what an ended request cost."""
+        self._client(client).tokens += tokens
+
+    def note_peaks(self) -> None:
+        """Compare with the peaks; called between operations, since one that never waits passes by."""
+        self._peak_waiting = max(self._peak_waiting, self.waiting)
+        self._peak_active = max(self._peak_active, self.active)
+
+    def statistics(self, limits: Mapping[str, int]) -> QueueStatistics:
+        """Return everything so far.
+
+        Args:
+            limits: Places by lane.
+        """
+        states = self._states
+        return QueueStatistics(
+            total=self._total,
+            completed=states[State.COMPLETED],
+            failed=states[State.FAILED],
+            rejected=states[State.REJECTED],
+            timed_out=states[State.TIMED_OUT],
+            cancelled=states[State.CANCELLED],
+            waiting=states[State.WAITING],
+            active=states[State.ACTIVE],
+            peak_waiting=self._peak_waiting,
+            peak_active=self._peak_active,
+            wait=summarise(self._waits_s),
+            clients={name: client.statistics() for name, client in self._clients.items()},
+            limits=dict(limits),
+        )
+
+    def _client(self, name: str) -> _Client:
+        client = self._clients.get(name)
+        if client is None:
+            client = self._clients[name] = _Client()
+            if len(self._clients) > _CLIENTS:
+                self._clients.popitem(last=False)
+        else:
+            self._clients.move_to_end(name)
+        return client
