@@ -1,0 +1,117 @@
+"""What the gateway is doing and what it has saved: the ``/lab/status`` page. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ollamalab import __version__
+from ollamalab.batching import BatchTally
+from ollamalab.cache import CacheStatistics
+from ollamalab.gateway.progress import ProgressStatistics
+from ollamalab.gateway.traffic import Traffic
+from ollamalab.queueing import QueueStatistics
+
+JSON_TYPE = "application/json; charset=utf-8"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpstreamStatus:
+    """One upstream.
+
+    Attributes:
+        url: Where it is.
+        traffic: What was sent to it.
+        open_connections: Kept to it, idle ones included.
+    """
+
+    url: str
+    traffic: ProgressStatistics
+    open_connections: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """Everything that the gateway's parts count, at one moment.
+
+    Attributes:
+        uptime_s: Since it began to answer.
+        open_connections: Of clients.
+        active_requests: Being answered.
+        upstreams: In the order of the settings.
+        cache: None without a cache.
+        queue: Who waits.
+        batch: How lines are grouped, as ``--batch`` writes it.
+        batched: What went through the batchers.
+        traffic: What was answered.
+    """
+
+    uptime_s: float
+    open_connections: int
+    active_requests: int
+    upstreams: tuple[UpstreamStatus, ...]
+    cache: CacheStatistics | None
+    queue: QueueStatistics
+    batch: str
+    batched: BatchTally
+    traffic: Traffic
+
+
+def status_page(snapshot: Snapshot) -> tuple[str, bytes]:
+    """Return content type and body of ``/lab/status``."""
+    return JSON_TYPE, msgspec.json.format(msgspec.json.encode(status_of(snapshot)), indent=2) + b"\n"
+
+
+def status_of(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the page as JSON values; seconds, bytes and shares of 1, null for what is not known."""
+    return {
+        "version": __version__,
+        "uptime_s": round(snapshot.uptime_s, 3),
+        "open_connections": snapshot.open_connections,
+        "active_requests": snapshot.active_requests,
+        "requests": _requests(snapshot.traffic),
+        "upstreams": [_upstream(upstream) for upstream in snapshot.upstreams],
+        "failovers": 0,
+        "cache": None if snapshot.cache is None else _cache(snapshot.cache),
+        "queue": msgspec.to_builtins(snapshot.queue),
+        "batch": _batch(snapshot.batch, snapshot.batched),
+    }
+
+
+def _requests(traffic: Traffic) -> dict[str, Any]:
+    statuses: dict[str, int] = {}
+    endings: dict[str, int] = {}
+    for (_path, status, ending), count in traffic.requests.items():
+        statuses[status] = statuses.get(status, 0) + count
+        endings[ending] = endings.get(ending, 0) + count
+    return {"total": traffic.requests.total(), "by_status": statuses, "by_ending": endings}
+
+
+def _upstream(upstream: UpstreamStatus) -> dict[str, Any]:
+    traffic: Mapping[str, Any] = msgspec.to_builtins(upstream.traffic)
+    return {"url": upstream.url, **traffic, "open_connections": upstream.open_connections}
+
+
+def _cache(cache: CacheStatistics) -> dict[str, Any]:
+    """Return the counts with two shares of the lookups: fresh hits, and all that cost no upstream call."""
+    spared = cache.hits + cache.coalesced + cache.stale
+    return {
+        **msgspec.to_builtins(cache),
+        "hit_ratio": _ratio(cache.hits, cache.lookups),
+        "spared_ratio": _ratio(spared, cache.lookups),
+    }
+
+
+def _batch(mode: str, tally: BatchTally) -> dict[str, Any]:
+    return {
+        "mode": mode,
+        **msgspec.to_builtins(tally),
+        "lines_per_frame": _ratio(tally.lines, tally.frames),
+    }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
