@@ -6,6 +6,8 @@ door for YAML, and the functions named ``..._from_environment`` read the mapping
 
 from ollamalab.settings.batching import BatchSettings
 from ollamalab.settings.cache import CacheSettings
+from ollamalab.settings.gateway import GatewaySettings, UpstreamSettings
+from ollamalab.settings.limits import ServerLimits
 from ollamalab.settings.queueing import QueueSettings
 from ollamalab.settings.server import KV_CACHE_TYPES, ServerSettings, server_settings_from_environment
 
@@ -13,7 +15,10 @@ __all__ = [
     "KV_CACHE_TYPES",
     "BatchSettings",
     "CacheSettings",
+    "GatewaySettings",
     "QueueSettings",
+    "ServerLimits",
     "ServerSettings",
+    "UpstreamSettings",
     "server_settings_from_environment",
 ]

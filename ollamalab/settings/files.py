@@ -1,0 +1,211 @@
+"""The one door for YAML: options of ``serve`` and keys of its file are the same names, read alike."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ollamalab.errors import SettingsError
+from ollamalab.settings.batching import BatchSettings
+from ollamalab.settings.cache import CacheSettings
+from ollamalab.settings.gateway import GatewaySettings, UpstreamSettings
+from ollamalab.settings.limits import ServerLimits
+from ollamalab.settings.queueing import QueueSettings
+from ollamalab.settings.values import (
+    read_bytes,
+    read_flag,
+    read_path,
+    read_seconds,
+    read_text,
+    read_texts,
+    read_whole,
+)
+
+Reader = Callable[[str, object], Any]
+
+
+def _read_concurrency(name: str, value: object) -> int | None:
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return None
+    try:
+        return read_whole(name, value)
+    except SettingsError as error:
+        raise SettingsError(f"{name} must be auto or a whole number from 1, got {value!r}") from error
+
+
+def _read_batch(name: str, value: object) -> BatchSettings:
+    if isinstance(value, bool):  # YAML reads a bare `off` so
+        value = "adaptive" if value else "off"
+    return BatchSettings.parse(str(value) if isinstance(value, int) else read_text(name, value))
+
+
+def _read_store(name: str, value: object) -> str:
+    return "off" if value is False else read_text(name, value)
+
+
+#: Key to where it goes and how it is read: a field of ``GatewaySettings``, or "part.field".
+_KEYS: Mapping[str, tuple[str, Reader]] = {
+    "host": ("host", read_text),
+    "port": ("port", read_whole),
+    "origins": ("origins", read_texts),
+    "cache": ("store", _read_store),
+    "cache_policy": ("cache.policy", read_text),
+    "cache_ttl": ("cache.ttl_s", read_seconds),
+    "cache_entries": ("cache.max_entries", read_whole),
+    "cache_bytes": ("cache.max_bytes", read_bytes),
+    "cache_answer_bytes": ("cache.max_answer_bytes", read_bytes),
+    "cache_stale_if_error": ("cache.stale_if_error_s", read_seconds),
+    "cache_pacing": ("cache.pacing", read_text),
+    "max_concurrent": ("queue.max_concurrent", _read_concurrency),
+    "max_queue": ("queue.max_queue", read_whole),
+    "queue_timeout": ("queue.queue_timeout_s", read_seconds),
+    "request_timeout": ("request_timeout_s", read_seconds),
+    "load_timeout": ("load_timeout_s", read_seconds),
+    "stop_timeout": ("stop_timeout_s", read_seconds),
+    "route": ("route", read_text),
+    "batch": ("batch", _read_batch),
+    "api_key_file": ("api_key_file", read_path),
+    "admin": ("is_admin", read_flag),
+    "log_requests": ("logs_requests", read_flag),
+    "max_body": ("limits.max_body_bytes", read_bytes),
+    "max_header_bytes": ("limits.max_header_bytes", read_bytes),
+    "max_headers": ("limits.max_headers", read_whole),
+    "max_connections": ("limits.max_connections", read_whole),
+    "idle_timeout": ("limits.idle_timeout_s", read_seconds),
+    "head_timeout": ("limits.head_timeout_s", read_seconds),
+    "body_timeout": ("limits.body_timeout_s", read_seconds),
+    "write_timeout": ("limits.write_timeout_s", read_seconds),
+}
+
+_UPSTREAM = "upstream"
+
+_UPSTREAM_KEYS: Mapping[str, tuple[str, Reader]] = {
+    "url": ("url", read_text),
+    "name": ("name", read_text),
+    "weight": ("weight", read_whole),
+    "api_key_file": ("api_key_file", read_path),
+    "api_key_env": ("api_key_env", read_text),
+    "ca_file": ("ca_file", read_path),
+    "verify": ("verify", read_flag),
+}
+
+_PARTS: Mapping[str, Any] = {
+    "cache": CacheSettings,
+    "queue": QueueSettings,
+    "limits": ServerLimits,
+}
+
+
+def gateway_keys() -> tuple[str, ...]:
+    """Return every key that the YAML file may have."""
+    return (_UPSTREAM, *_KEYS)
+
+
+def gateway_settings(
+    file: Path | None = None, options: Mapping[str, object] | None = None
+) -> GatewaySettings:
+    """Return the settings of a gateway.
+
+    Args:
+        file: YAML with any of ``gateway_keys``; a dash in a key counts as an underscore.
+        options: The same keys as given on a command line; None values are left out, the others win.
+
+    Raises:
+        SettingsError: A key is unknown, or a value has the wrong type or is out of range.
+    """
+    values = _read_file(file) if file else {}
+    given = {key: value for key, value in (options or {}).items() if value is not None and value != []}
+    try:
+        from_file = _settings_of({key: value for key, value in values.items() if key not in given})
+    except SettingsError as error:
+        raise SettingsError(f"{file}: {error}") from error
+    return _build({**from_file, **_settings_of(given)})
+
+
+def parse_upstream(text: str) -> UpstreamSettings:
+    """Return the upstream that ``URL[,weight=W][,name=N]`` describes.
+
+    Raises:
+        SettingsError: An address that is none, an unknown part, or a value out of range.
+    """
+    url, *parts = text.split(",")
+    fields: dict[str, object] = {"url": url}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or key.strip() not in ("weight", "name"):
+            raise SettingsError(f"upstream {url}: {part!r} is not weight=NUMBER or name=NAME")
+        fields[key.strip()] = value.strip()
+    return _upstream(fields)
+
+
+def _read_file(file: Path) -> dict[str, object]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        line = f", line {place.line + 1}" if place else ""
+        raise SettingsError(
+            f"{file}{line} is not YAML: {getattr(error, 'problem', None) or error}"
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"{file} must hold keys and values, such as `port: 11435`")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _settings_of(values: Mapping[str, object]) -> dict[str, Any]:
+    """Return fields of the settings, by their place, for keys and values as written."""
+    fields: dict[str, Any] = {}
+    for key, value in values.items():
+        if key == _UPSTREAM:
+            entries = value if isinstance(value, list | tuple) else [value]
+            fields["upstreams"] = tuple(
+                parse_upstream(entry) if isinstance(entry, str) else _upstream(entry) for entry in entries
+            )
+            continue
+        if key not in _KEYS:
+            raise SettingsError(f"unknown key {key!r}{_nearest(key, gateway_keys())}")
+        place, reader = _KEYS[key]
+        fields[place] = reader(key, value)
+    return fields
+
+
+def _build(fields: Mapping[str, Any]) -> GatewaySettings:
+    own = {place: value for place, value in fields.items() if "." not in place}
+    own.setdefault("upstreams", ())
+    for part, kind in _PARTS.items():
+        inner = {
+            place.partition(".")[2]: value for place, value in fields.items() if place.startswith(f"{part}.")
+        }
+        own[part] = replace(kind(), **inner)
+    return GatewaySettings(**own)
+
+
+def _upstream(entry: object) -> UpstreamSettings:
+    if not isinstance(entry, Mapping):
+        raise SettingsError(f"upstream must be an address or keys such as url and weight, got {entry!r}")
+    fields = {}
+    for key, value in entry.items():
+        known = _UPSTREAM_KEYS.get(str(key).replace("-", "_"))
+        if known is None:
+            raise SettingsError(
+                f"upstream has an unknown key {key!r}{_nearest(str(key), tuple(_UPSTREAM_KEYS))}"
+            )
+        field, reader = known
+        fields[field] = reader(f"upstream {key}", value)
+    if "url" not in fields:
+        raise SettingsError(f"upstream {entry!r} has no url")
+    return UpstreamSettings(**fields)
+
+
+def _nearest(key: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
