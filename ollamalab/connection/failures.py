@@ -41,8 +41,9 @@ def is_worth_sending_again(method: str, *, is_reused: bool, after_s: float) -> b
 
     Only where the close most likely crossed our write: on a connection that had been idle, at once.
     It is a guess, as with every client: a server that took the request and closed within the second
-    gets it twice, which costs GPU time. The other guess would cost a user a 502 whenever a server or
-    a proxy before it restarts. Go's client never sends a POST again, nginx for any cached connection.
+    gets it twice, which costs GPU time. The other guess costs a user a 502 whenever a server, or a
+    proxy before it, restarts. Go's client and nginx never send a POST again: to them it may mean an
+    order of goods, to us text.
 
     Args:
         method: Of the request.

@@ -69,8 +69,8 @@ class OllamaConnection:
     async def send(self, request: Request) -> HttpReply:
         """Send one request; return when status and headers are there.
 
-        A request that a reused connection swallowed without an answer is sent once more, where the
-        server most likely never had it (``failures.is_worth_sending_again``).
+        With ``resend_stale``, a request that a reused connection swallowed without an answer is sent
+        once more where the server most likely never had it.
 
         Raises:
             UpstreamUnavailable: No connection in time.
@@ -80,7 +80,7 @@ class OllamaConnection:
         """
         if self._pool is None:
             raise SettingsError(f"the connection to {self.url} is not open; use it with `async with`")
-        pool, head, is_again = self._pool, self._heads.head_of(request), False
+        pool, head, may_resend = self._pool, self._heads.head_of(request), self.settings.resend_stale
         while True:
             wire = pool.take_idle() or await pool.take()
             is_reused = wire.is_used
@@ -88,16 +88,17 @@ class OllamaConnection:
             try:
                 await reply.started()
             except Unanswered as lost:
-                if is_again or not is_worth_sending_again(
+                may_resend = may_resend and is_worth_sending_again(
                     request.method, is_reused=is_reused, after_s=lost.after_s
-                ):
+                )
+                if not may_resend:
                     raise
             except BaseException:
                 reply.leave()
                 raise
             else:
                 return reply
-            is_again = True
+            may_resend = False  # twice would be a loop
             pool.drop_idle()
 
 

@@ -18,7 +18,7 @@ class Pool:
 
     The connection used last is used next, so that those which a burst needed can grow old and close.
     Who must wait is served in order of arrival: with a connection that has become free, or with the
-    right to make one. Each open socket is counted from the moment it stands until it is closed.
+    right to make one.
 
     Args:
         host: Name or address; of a name, all addresses are tried in order.
@@ -92,12 +92,6 @@ class Pool:
 
     # Keeper.
 
-    def opened(self, wire: Wire) -> None:
-        """Count it."""
-        self._open.add(wire)
-        if self._emptied is not None:  # too late
-            wire.hang_up()
-
     def free(self, wire: Wire) -> None:
         """Hand it to who waits longest, or keep it for a while."""
         if waiter := self._next_waiter():
@@ -133,6 +127,11 @@ class Pool:
                 self._port,
                 ssl=self._tls,
             )
+            # Counted now, not when it was made: uvloop tells nobody of one that a cancellation undoes.
+            if wire.is_open:
+                self._open.add(wire)
+            if self._emptied is not None:  # too late
+                wire.hang_up()
         finally:
             self._connecting -= 1
             self._grant()

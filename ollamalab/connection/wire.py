@@ -25,10 +25,6 @@ _INTERIM = range(100, 200)  # 100 Continue, 103 Early Hints: the head of the rep
 class Keeper(Protocol):
     """Who has the connection between exchanges."""
 
-    def opened(self, wire: Wire) -> None:
-        """It stands."""
-        ...
-
     def free(self, wire: Wire) -> None:
         """It can carry another exchange."""
         ...
@@ -49,7 +45,7 @@ class Wire(asyncio.Protocol):
     no call of Python each, and become one chunk of ours.
 
     Args:
-        keeper: Told when the connection opens, is free again, and closes.
+        keeper: Told when the connection is free again, and when it closes.
         blame: Words the errors.
         progress_timeout_s: Longest wait of a reader for a byte.
 
@@ -83,6 +79,11 @@ class Wire(asyncio.Protocol):
         self._is_begun = self._is_whole = False  # its head, its body
         self._is_until_close = self._is_kept = False
         self._framing_bytes = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can carry an exchange."""
+        return self._transport is not None
 
     def exchange(self, head: bytes, body: bytes, *, is_head_only: bool) -> HttpReply:
         """Send a request; the reply fills as bytes come.
@@ -132,7 +133,6 @@ class Wire(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self._transport.set_write_buffer_limits(high=_JOINED_BYTES, low=0)
-        self._keeper.opened(self)
 
     def data_received(self, data: bytes) -> None:
         """Take in what one read brought; wake the reader once."""
