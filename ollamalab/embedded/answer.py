@@ -45,18 +45,17 @@ def send_bare(dialect: Dialect, done_reason: str, *, stream: bool) -> web.Respon
 
 async def _send_stream(request: web.Request, dialect: Dialect, parts: Parts) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": dialect.stream_type})
+    part: Piece | Finished | None = await anext(parts)  # before the headers: a failure here is a status
+    await response.prepare(request)
     try:
-        async for part in parts:
-            if not response.prepared:
-                await response.prepare(request)
+        while part is not None:
             now_ns = time.time_ns()
             if isinstance(part, Piece):
                 await response.write(dialect.piece(part, now_ns))
             else:
                 await response.write(dialect.ending(part, now_ns))
+            part = await anext(parts, None)
     except OllamaLabError as error:
-        if not response.prepared:
-            raise
         await response.write(dialect.failure(str(error)))
     await response.write_eof()
     return response

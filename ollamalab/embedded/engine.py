@@ -25,7 +25,6 @@ from ollamalab.embedded.models import ModelFile
 from ollamalab.errors import BadReply, EngineError
 from ollamalab.lifeline import tethered
 from ollamalab.protocol.durations import FOREVER_S
-from ollamalab.protocol.lines import LineSplitter
 
 __all__ = ["Engine", "EngineStream", "LoadOptions"]
 
@@ -277,12 +276,15 @@ class EngineStream:
         Raises:
             EngineError: The engine went away, or an event is longer than ``MAX_EVENT_BYTES``.
         """
-        splitter = LineSplitter(max_line_bytes=MAX_EVENT_BYTES)
+        rest = b""
         try:
             while chunk := await self._reply.chunk():
-                for line in splitter.feed(chunk):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
                     if line.startswith(b"data: "):
                         yield line[6:]
+                if len(rest) > MAX_EVENT_BYTES:
+                    raise BadReply(f"an event grew past {MAX_EVENT_BYTES} bytes")
         except (OSError, BadReply) as error:
             raise await self._failure(error) from error
 
