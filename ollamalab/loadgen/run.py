@@ -123,12 +123,16 @@ class Run:
         """Send, and stamp every read as it comes."""
         capture.sent_s = time.perf_counter()
         async with await self._upstream.send(capture.request) as reply:
-            capture.headers_s = time.perf_counter()
             capture.status = reply.status
-            if isinstance(reply, HttpReply):
+            if isinstance(reply, HttpReply):  # it has the moments at which the socket gave each read
                 capture.connected_s, capture.sent_end_s = reply.connected_s, reply.sent_end_s
-            async for chunk in reply.chunks():
-                capture.reads.append((time.perf_counter(), chunk))
+                capture.headers_s = reply.received_s
+                async for chunk in reply.chunks():
+                    capture.reads.append((reply.received_s, chunk))
+            else:
+                capture.headers_s = time.perf_counter()
+                async for chunk in reply.chunks():
+                    capture.reads.append((time.perf_counter(), chunk))
 
 
 async def _sleep_until(due_s: float) -> None:
