@@ -1,0 +1,107 @@
+"""Runs the gateway: listens, announces its address, reports, and ends tidily."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from ollamalab.gateway.app import HEALTH_PATH, Gateway, Page
+from ollamalab.gateway.exposition import Exposition
+from ollamalab.gateway.keys import KeyRing
+from ollamalab.gateway.pipeline import Pipeline
+from ollamalab.gateway.relay import Relay
+from ollamalab.gateway.server import HttpServer
+from ollamalab.gateway.status import JSON_TYPE, Snapshot, status_page
+from ollamalab.gateway.traffic import Traffic
+from ollamalab.listening import access_rules, bound_socket, url_of
+from ollamalab.settings import GatewaySettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A gateway that answers.
+
+    Attributes:
+        url: Where.
+        pipeline: Its parts.
+        server: Its HTTP side.
+    """
+
+    url: str
+    pipeline: Pipeline
+    server: HttpServer
+
+
+@asynccontextmanager
+async def opened(settings: GatewaySettings) -> AsyncIterator[Running]:
+    """Open a gateway; at the end it finishes the streams that are under way, up to their deadline.
+
+    Raises:
+        SettingsError: Nobody can listen there, or a file or store cannot be used.
+    """
+    keys = KeyRing.read(settings.api_key_file) if settings.api_key_file else None
+    with bound_socket(settings.host, settings.port) as listener:
+        rules = access_rules(listener, settings.origins)
+        async with Pipeline(settings) as pipeline:
+            traffic = Traffic(logs_requests=settings.logs_requests)
+            relay = Relay(pipeline.upstream, has_cache=pipeline.cache is not None, batch=settings.batch)
+            pages: dict[str, Page] = {}
+            gateway = Gateway(
+                relay,
+                rules=rules,
+                pages=pages,
+                keys=keys,
+                is_admin=settings.is_admin,
+                observe=traffic.observe,
+            )
+            server = HttpServer(gateway.handle, settings.limits)
+            started_s = time.perf_counter()
+
+            def snapshot() -> Snapshot:
+                return Snapshot(
+                    uptime_s=time.perf_counter() - started_s,
+                    open_connections=server.open_connections,
+                    active_requests=server.active_requests,
+                    upstreams=pipeline.statuses(),
+                    cache=pipeline.cache.statistics() if pipeline.cache else None,
+                    queue=pipeline.queue.statistics(),
+                    batch=settings.batch.text,
+                    batched=relay.batched,
+                    traffic=traffic,
+                )
+
+            pages[HEALTH_PATH] = lambda: (JSON_TYPE, b'{"status":"ok"}')
+            pages["/lab/status"] = lambda: status_page(snapshot())
+            pages["/metrics"] = Exposition(snapshot).page
+            await server.start(listener)
+            try:
+                yield Running(url_of(listener), pipeline, server)
+            finally:
+                await server.stop(settings.stop_timeout_s)
+
+
+async def serve(settings: GatewaySettings, *, announce: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        settings: The whole gateway.
+        announce: Gets the URL once connections are accepted.
+
+    Raises:
+        SettingsError: As ``opened``.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with opened(settings) as running:
+        announce(running.url)
+        await stop.wait()
+        logger.info("event=stopping deadline_s=%g", settings.stop_timeout_s)
