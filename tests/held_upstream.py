@@ -29,11 +29,13 @@ class HeldCall:
 
     def open(self, status: int = 200, content_type: str = "application/x-ndjson", **headers: str) -> Self:
         self.status, self.headers = status, {"content-type": content_type, **headers}
-        self._opened.set_result(None)
+        if not self._opened.done():  # else it has been hung up
+            self._opened.set_result(None)
         return self
 
     def refuse(self, error: Exception) -> None:
-        self._opened.set_exception(error)
+        if not self._opened.done():
+            self._opened.set_exception(error)
 
     def give(self, *chunks: bytes) -> Self:
         for chunk in chunks:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from held_upstream import FINAL, MODEL, STREAM, HeldUpstream, body_of, chat, line, timeless
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ollamalab import CacheSettings, ResponseCache
 from ollamalab.cache import Answer, MemoryStore
@@ -28,6 +30,7 @@ from ollamalab.protocol.upstream import Request
 from ollamalab.scripted import Fault, Script, ScriptedServer
 
 MARK = "x-ollamalab-cache"
+WHOLE = line("Hello", done=True, done_reason="stop")
 
 
 class Clock:
@@ -353,6 +356,21 @@ class TestWhatIsKept:
             await store.has_written.wait()
             assert (await asked(cache, chat()))[0] == "hit"
 
+    async def test_while_it_runs_the_store_is_swept(
+        self, upstream: HeldUpstream, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Swept(MemoryStore):
+            has_swept = asyncio.Event()
+
+            async def sweep(self) -> int:
+                self.has_swept.set()
+                return await super().sweep()
+
+        monkeypatch.setattr("ollamalab.cache.response_cache._SWEEP_INTERVAL_S", 0.0)
+        store = Swept(max_entries=5, max_bytes=10**6)
+        async with ResponseCache(upstream, store=store):
+            await store.has_swept.wait()
+
 
 class TestFlights:
     async def test_sixteen_who_ask_together_make_one_call_and_read_each_line_as_it_comes(
@@ -569,6 +587,58 @@ class TestFlights:
         assert upstream.calls[0].is_hung_up
         assert cache.statistics().flights == 0
 
+    @given(
+        st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.booleans()), min_size=1, max_size=8),
+        st.lists(st.sampled_from(["good", "refuse", "503", "cut", "silent"]), max_size=3),
+    )
+    def test_whoever_stays_gets_an_answer_and_nothing_is_left(
+        self, members: list[tuple[int, bool, bool]], fates: list[str]
+    ) -> None:
+        """Members of two forms leave at any moment; calls end in any way."""
+
+        async def run() -> None:
+            upstream = HeldUpstream()
+            async with ResponseCache(upstream) as cache:
+                serving = soon(serve(upstream, fates))
+                tasks = [soon(asked(cache, chat(stream=is_stream))) for _, is_stream, _ in members]
+                for turn in range(13):
+                    for task, (moment, _, leaves) in zip(tasks, members, strict=True):
+                        if leaves and moment == turn:
+                            task.cancel()
+                    await asyncio.sleep(0)
+                done = await asyncio.gather(*tasks, return_exceptions=True)
+                serving.cancel()
+                await asyncio.wait([serving])
+                told = cache.statistics()
+                assert told.lookups == told.hits + told.misses + told.coalesced <= len(members)
+            for outcome, (_, is_stream, leaves) in zip(done, members, strict=True):
+                if isinstance(outcome, BaseException):
+                    assert isinstance(outcome, UpstreamUnavailable | BadReply) or leaves
+                else:
+                    assert outcome[2] in (b"busy", STREAM[0], b"".join(STREAM) if is_stream else WHOLE)
+            assert cache.statistics().flights == 0
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+        async def serve(upstream: HeldUpstream, fates: list[str]) -> None:
+            number = 0
+            while True:
+                number += 1
+                call = await upstream.called(number)
+                await asyncio.sleep(0)
+                match fates[number - 1] if number <= len(fates) else "good":
+                    case "refuse":
+                        call.refuse(UpstreamUnavailable("refused"))
+                    case "503":
+                        call.open(503).give(b"busy").end()
+                    case "cut":
+                        call.open().give(STREAM[0]).break_off(BadReply("cut"))
+                    case "silent":
+                        call.open().give(STREAM[0]).end()
+                    case _:
+                        call.open().give(*(STREAM if call_of(call.request).is_stream else (WHOLE,))).end()
+
+        asyncio.run(run())
+
 
 class TestStale:
     @pytest.mark.parametrize(
@@ -588,11 +658,9 @@ class TestStale:
         assert len(upstream.calls) == 2
         assert counts(cache) == {"misses": 1, "stale": 3}
 
-    @pytest.mark.parametrize(
-        ("status", "mark"), [(500, "stale"), (502, "stale"), (503, "stale"), (504, "stale")]
-    )
+    @pytest.mark.parametrize("status", [500, 502, 503, 504])
     async def test_and_if_it_says_so_by_its_status(
-        self, cache: ResponseCache, upstream: HeldUpstream, clock: Clock, status: int, mark: str
+        self, cache: ResponseCache, upstream: HeldUpstream, clock: Clock, status: int
     ) -> None:
         await fill(cache, upstream, chat())
         clock.now_s += 400

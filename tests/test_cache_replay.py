@@ -216,7 +216,7 @@ def test_events_come_again_as_they_were_or_without_their_usage(events: tuple[byt
     for value in expected[:-1]:
         value.pop("usage", None)
     assert bare == expected
-    assert ready(answer, Form.STREAM).offsets_s == [0.0, 1.0, 2.0, 4.0]
+    assert ready(answer, Form.STREAM).offsets_s == (0.0, 1.0, 2.0, 4.0)
 
 
 def test_events_made_whole_are_what_ollama_would_have_written() -> None:

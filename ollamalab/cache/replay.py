@@ -52,20 +52,22 @@ class Prepared:
 
     Attributes:
         is_stream: Whether that form is a stream.
-        content_type: Of that form.
+        content_type: Of that form; as it came if it came in it.
         offsets_s: Seconds from the first piece to each, as recorded; all 0 if it came in another form.
     """
 
     __slots__ = ("_is_openai", "_parts", "_segments", "content_type", "is_stream", "offsets_s")
 
     def __init__(
-        self, pieces: Sequence[bytes], offsets_s: Sequence[float], *, is_openai: bool, is_stream: bool
+        self, answer: Answer, pieces: Sequence[bytes], offsets_s: Sequence[float], *, is_stream: bool
     ) -> None:
+        self._is_openai = is_openai = answer.is_openai
         dialect = sse if is_openai else ndjson
+        usual_type = dialect.STREAM_TYPE if is_stream else dialect.WHOLE_TYPE
+        is_as_it_came = is_stream is answer.is_stream
+        self.content_type = answer.headers.get("content-type", usual_type) if is_as_it_came else usual_type
         self.is_stream = is_stream
-        self.content_type = dialect.STREAM_TYPE if is_stream else dialect.WHOLE_TYPE
         self.offsets_s = offsets_s
-        self._is_openai = is_openai
         self._parts = _cut_events(pieces) if is_openai else _cut_lines(pieces)
         self._segments = [b""]
         for first, *rest in self._parts:
@@ -176,12 +178,8 @@ def prepared(answer: Answer, form: Form) -> Prepared | None:
     """Return an answer in a form; None if it lacks what that form tells, which makes it a miss."""
     found: Prepared | None = answer.prepared.get(form)
     if found is None and (pieces := _pieces_in(answer, form)):
-        found = Prepared(
-            [piece for piece, _ in pieces],
-            [offset_s for _, offset_s in pieces],
-            is_openai=answer.is_openai,
-            is_stream=form is not Form.WHOLE,
-        )
+        bodies, offsets_s = zip(*pieces, strict=True)
+        found = Prepared(answer, bodies, offsets_s, is_stream=form is not Form.WHOLE)
         answer.prepared[form] = found
     return found
 
