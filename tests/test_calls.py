@@ -56,7 +56,7 @@ def test_a_text_that_is_no_model_name_is_left_to_the_server():
     [
         ("/api/chat", b"", "missing request body"),
         ("/api/chat", b"{", "unexpected EOF"),
-        ("/api/chat", b'{"model": \xff}', "invalid character"),
+        ("/api/chat", b'{"model": "\xff"}', "the body is not UTF-8: invalid start byte at byte 11"),
         ("/api/chat", b"[]", "json: cannot unmarshal array into Go value of type api.ChatRequest"),
         (
             "/api/generate",

@@ -96,3 +96,14 @@ def test_what_only_looks_like_an_end_is_none(last: bytes):
     tail.feed(NDJSON[: NDJSON.index(b"\n") + 1])
     tail.feed(last)
     assert not tail.is_whole
+
+
+@pytest.mark.parametrize(
+    ("line", "is_openai"), [(b'{"error":"x"}\n', False), (b'data: {"error":{}}\n\n', True)]
+)
+def test_a_stream_that_ends_with_an_error_says_so(line: bytes, is_openai: bool):
+    tail = StreamTail(is_openai=is_openai)
+    tail.feed(b'{"response":"an \\"error\\""}\n')
+    assert not tail.is_error
+    tail.feed(line)
+    assert (tail.is_error, tail.is_whole) == (True, False)

@@ -68,7 +68,8 @@ class Relay:
                 await self._pass_stream(reply.chunks(), call, exchange)
             else:
                 await _pass_bytes(reply.chunks(), exchange)
-            exchange.end()
+            is_broken = exchange.tail is not None and exchange.tail.is_error
+            exchange.end(BadReply("the server ended the stream with an error") if is_broken else None)
 
     async def _pass_stream(self, chunks: AsyncIterator[bytes], call: Call, exchange: Exchange) -> None:
         is_openai = call.endpoint.is_openai
@@ -78,7 +79,7 @@ class Relay:
         else:
             batcher = StreamBatcher(self._batch, is_openai=is_openai, tally=self.batched)
             await write_frames(chunks, batcher, exchange)
-        if not tail.is_whole:
+        if not (tail.is_whole or tail.is_error):
             raise BadReply("the server ended the stream without its final line; the answer is not complete")
 
     def _explain(self, reply: Reply, call: Call, exchange: Exchange) -> None:

@@ -133,6 +133,12 @@ def call_of(request: Request) -> Call:
 def _read_body(call: Call, body: bytes) -> None:
     endpoint = call.endpoint
     try:
+        # Ollama would replace such bytes, and answer a question that nobody asked.
+        body.decode()
+    except UnicodeDecodeError as error:
+        problem = f"the body is not UTF-8: {error.reason} at byte {error.start}"
+        raise RequestRefused(_BAD_REQUEST, problem) from error
+    try:
         fields = decode_fields(body, endpoint.body_type)
     except SettingsError as error:
         raise RequestRefused(_BAD_REQUEST, str(error)) from error

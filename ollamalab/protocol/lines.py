@@ -106,12 +106,24 @@ class StreamTail:
             return line == b"data: [DONE]"
         return self.final() is not None
 
+    @property
+    def is_error(self) -> bool:
+        """Whether the last line tells of an error; what sent it has said all it will."""
+        if b'"error"' not in self._line:
+            return False
+        value = self._value()
+        return value is not None and "error" in value
+
     def final(self) -> dict[str, Any] | None:
         """Return the final line of NDJSON; None if the last line is another."""
         if b'"done"' not in self._line:
             return None
+        value = self._value()
+        return value if value is not None and value.get("done") is True else None
+
+    def _value(self) -> dict[str, Any] | None:
         try:
-            value = msgspec.json.decode(self._line)
+            value = msgspec.json.decode(self._line.strip().removeprefix(b"data:"))
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
-        return value if isinstance(value, dict) and value.get("done") is True else None
+        return value if isinstance(value, dict) else None
