@@ -74,10 +74,12 @@ class ResponseCache:
     ) -> None:
         self.settings = settings or CacheSettings()
         self._upstream = upstream
-        self._store = store or MemoryStore(
-            max_entries=self.settings.max_entries, max_bytes=self.settings.max_bytes, clock=clock
-        )
-        self._digests = digests or UpstreamDigests(upstream)
+        if store is None:
+            store = MemoryStore(
+                max_entries=self.settings.max_entries, max_bytes=self.settings.max_bytes, clock=clock
+            )
+        self._store = store
+        self._digests = UpstreamDigests(upstream) if digests is None else digests
         self._clock = clock
         self._outcomes = dict.fromkeys(("hit", "miss", "coalesced", "stale", "bypass"), 0)
         self._stored = 0
