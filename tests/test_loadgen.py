@@ -6,6 +6,7 @@ import asyncio
 import math
 import socket
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -210,6 +211,39 @@ async def test_each_fault_ends_in_its_outcome_and_harms_no_other_request() -> No
     assert "maximum pending requests exceeded" in (by_fault[Fault.BUSY].error or "")
     assert by_fault[Fault.EMPTY].output_tokens is None or by_fault[Fault.EMPTY].output_tokens == 0
     assert len(by_fault[Fault.STUCK].token_times_s) == 3
+
+
+class Canned:
+    """An Upstream, and its Reply, that no socket is behind."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.headers: dict[str, str] = {}
+
+    async def send(self, _: Request) -> Canned:
+        return self
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        yield encode_line({"message": {"content": "hello"}, "done": False})
+        yield encode_line({"message": {"content": ""}, "done": True, "eval_count": 1})
+
+    async def __aenter__(self) -> Canned:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+async def test_any_upstream_can_be_measured() -> None:
+    """A cache or a queue in front of a connection knows no moments of a socket."""
+    result = await LoadGenerator(Canned(), target="canned").run(LoadSettings(requests=3), request)
+    for record in result.records:
+        assert record.outcome is Outcome.OK
+        assert record.connected_s is None
+        assert record.sent_s is not None
+        assert record.headers_s is not None
+        assert record.first_token_s is not None
+        assert record.sent_s <= record.headers_s <= record.first_token_s
 
 
 async def test_nothing_listening_is_refused() -> None:

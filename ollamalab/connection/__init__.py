@@ -1,8 +1,9 @@
 """HTTP out: a keep-alive pool of connections to one Ollama, as bytes.
 
 An HTTP/1.1 client side of our own, on ``asyncio.Protocol`` and httptools (llhttp), because nothing
-stands between a read and its reader: one write per request, one wake-up per read, no task of its own.
-It relays several times as many requests as aiohttp's client (``tests/benchmarks/bench_connection.py``).
+stands between a read and its reader: one write per request, one wake-up per read, no task of its own,
+and each read stamped where it happens. A small answer costs it a third of the CPU time of aiohttp's
+client, a stream of 128 lines three quarters (``tests/benchmarks/bench_connection.py``).
 What it leaves out on purpose: redirects, cookies, decompression, proxies, HTTP/2.
 
 ==============  =========================================================
