@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from ollamalab.errors import RequestRefused, SettingsError
@@ -148,10 +149,15 @@ def _read_body(call: Call, body: bytes) -> None:
     if not isinstance(stream, bool):
         raise RequestRefused(_BAD_REQUEST, go_mismatch(stream, f"{endpoint.body_type}.stream", "bool"))
     call.fields, call.model, call.is_stream = fields, model, stream
+    call.model_key = _key_of(model)
+
+
+@lru_cache(maxsize=1024)
+def _key_of(model: str) -> str:
     try:
-        call.model_key = parse_name(model).key if model else ""
+        return parse_name(model).key if model else ""
     except SettingsError:
-        call.model_key = ""
+        return ""
 
 
 def _whole_number(headers: Mapping[str, str], name: str, lowest: int, highest: int) -> int | None:
