@@ -9,6 +9,7 @@
     ├── EngineError            a llama.cpp process did not start or died
     ├── QueueFull              as many wait already as may wait
     │   └── ShareExceeded          as many of this client wait already as may wait of one
+    ├── StoreError             kept answers cannot be removed
     ├── WaitTimeout            waited in our queue, or past its deadline, without being served
     ├── RequestRefused         our server answers a request with an error status
     ├── TargetError            a server to measure cannot be started, reached or used
@@ -59,6 +60,10 @@ class QueueFull(OllamaLabError):
 
 class ShareExceeded(QueueFull):
     """One client has as many requests waiting as one client may have."""
+
+
+class StoreError(OllamaLabError):
+    """The cache's answers cannot be removed as asked: its file or server fails."""
 
 
 class WaitTimeout(OllamaLabError):
