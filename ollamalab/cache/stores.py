@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from ollamalab.cache.entry import Answer
+from ollamalab.errors import SettingsError
+from ollamalab.settings import CacheSettings
+
+_REDIS = ("redis://", "rediss://")
+DISK = "disk:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +45,11 @@ class Store(Protocol):
         ...
 
     async def clear(self) -> int:
-        """Remove every answer; return how many there were."""
+        """Remove every answer; return how many there were.
+
+        Raises:
+            StoreError: They could not all be removed: here nobody may be told that all is well.
+        """
         ...
 
     async def sweep(self) -> int:
@@ -53,3 +63,48 @@ class Store(Protocol):
     async def close(self) -> None:
         """Finish what is being written and let go of files and connections."""
         ...
+
+
+def open_store(where: str, settings: CacheSettings) -> Store | None:
+    """Open the store that a command line or settings file names. Close it when done.
+
+    Opening a file reads all of it (up to half a GB), so that damage shows before anybody waits; a Redis
+    is not asked until used, and may be away.
+
+    Args:
+        where: "off", "memory", "disk:PATH", "redis://..." or "rediss://...".
+        settings: Its bounds.
+
+    Returns:
+        None for "off".
+
+    Raises:
+        SettingsError: None of these, or it cannot be used; says which and what to do.
+    """
+    # Only what is asked for is imported: redis is an extra.
+    if where == "off":
+        return None
+    if where == "memory":
+        from ollamalab.cache.memory import MemoryStore
+
+        return MemoryStore(max_entries=settings.max_entries, max_bytes=settings.max_bytes)
+    if where.startswith(DISK) and where != DISK:
+        from ollamalab.cache.disk import DiskStore
+
+        path = Path(where.removeprefix(DISK))
+        return DiskStore(path, max_entries=settings.max_entries, max_bytes=settings.max_bytes)
+    if is_redis(where):
+        try:
+            from ollamalab.cache.redis import RedisStore
+        except ModuleNotFoundError as error:
+            raise SettingsError(
+                f"a cache in Redis needs the package {error.name}; run: pip install 'ollamalab[redis]'"
+            ) from error
+        return RedisStore(where, max_answer_bytes=settings.max_answer_bytes)
+    shown = f"{where.partition(':')[0]!r}:..." if "@" in where else repr(where)  # there may be a password
+    raise SettingsError(f"cache must be off, memory, disk:PATH or redis://HOST[:PORT], got {shown}")
+
+
+def is_redis(where: str) -> bool:
+    """Whether a text means a Redis server, by its scheme."""
+    return where.startswith(_REDIS)
