@@ -74,7 +74,7 @@ class Admission:
         return self._tally.active
 
     def arrive(self, applicant: Applicant, now_s: float) -> tuple[Ticket, list[Ticket]]:
-        """Take a new request in; return its ticket, and all tickets whose wait this ended.
+        """Take a new request in; return its ticket, and other tickets whose wait this ended.
 
         Raises:
             WaitTimeout: Its deadline has passed already.
@@ -86,7 +86,8 @@ class Admission:
         if deadline_s <= now_s:
             self._tally.arrived(client, State.TIMED_OUT)
             raise WaitTimeout("the deadline of the request had passed before it came; send it earlier")
-        moved = self._make_room(applicant) if self._must_wait(applicant.lane) else []
+        must_wait = self._must_wait(applicant.lane)
+        moved = self._make_room(applicant) if must_wait else []
         lane = self._lanes.get(applicant.lane)
         if lane is None:
             lane = self._lanes[applicant.lane] = Lane(self.settings.ageing_s)
@@ -104,7 +105,11 @@ class Admission:
         lane.add(ticket)
         self._shares.add(ticket)
         self._tally.arrived(client, State.WAITING)
-        moved += self.dispatch(applicant.lane, now_s)
+        if must_wait:
+            moved += self.dispatch(applicant.lane, now_s)  # more may fit since the last end
+            self._tally.note_waiting()
+        else:
+            self._grant(lane, ticket, now_s)
         return ticket, moved
 
     def dispatch(self, lane_key: str, now_s: float) -> list[Ticket]:
@@ -121,11 +126,8 @@ class Admission:
                 if ticket.expires_s <= now_s:
                     self.leave(ticket, State.TIMED_OUT)
                 else:
-                    lane.take(ticket, now_s)
-                    self._shares.remove(ticket)
-                    self._tally.moved(ticket, State.WAITING)
+                    self._grant(lane, ticket, now_s)
                 moved.append(ticket)
-        self._tally.note_peaks()
         return moved
 
     def leave(self, ticket: Ticket, state: State) -> None:
@@ -194,6 +196,11 @@ class Admission:
             limits: What is known better of lanes, and of those not in use.
         """
         return self._tally.statistics({**{lane: self._limit(lane) for lane in self._lanes}, **limits})
+
+    def _grant(self, lane: Lane, ticket: Ticket, now_s: float) -> None:
+        lane.take(ticket, now_s)
+        self._shares.remove(ticket)
+        self._tally.moved(ticket, State.WAITING)
 
     def _must_wait(self, lane_key: str) -> bool:
         lane = self._lanes.get(lane_key)

@@ -81,10 +81,12 @@ class Parallelism:
 
     Attributes:
         active: Requests at the server now.
+        learnt: How many at once hold, as far as is known; at least 1.
     """
 
     def __init__(self) -> None:
         self.active = 0
+        self.learnt = 1
         self._scores: list[float | None] = [1.0]  # of levels 1, 2, 3 ...; -1 not, 1 yes, None not tried
         self._rates: defaultdict[int, _Rate] = defaultdict(_Rate)
         self._is_judged_by_rate = False
@@ -93,12 +95,6 @@ class Parallelism:
         self._last_end_s = -math.inf
         self._patience = _PATIENCE
         self._votes_until_trial = 0
-
-    @property
-    def learnt(self) -> int:
-        """How many at once hold, as far as is known; at least 1."""
-        scores = self._scores
-        return next((at for at, score in enumerate(scores) if score is None or score < 0), len(scores))
 
     @property
     def limit(self) -> int:
@@ -160,7 +156,8 @@ class Parallelism:
         for at in range(level) if towards > 0 else range(max(level - 1, 1), len(scores)):
             score = scores[at] or 0.0
             scores[at] = score + weight * (towards - score)
-        learnt = self.learnt
+        learnt = next((at for at, score in enumerate(scores) if score is None or score < 0), len(scores))
+        self.learnt = learnt
         if learnt > before:
             self._patience = _PATIENCE
             self._open_trial(learnt)

@@ -124,6 +124,7 @@ class Tally:
         self._states[ticket.state] += 1
         wait_s = ticket.wait_s
         if ticket.state is State.ACTIVE and wait_s is not None:
+            self._peak_active = max(self._peak_active, self.active)
             self._waits_s.append(wait_s)
             client = self._client(ticket.client)
             client.served += 1
@@ -134,10 +135,9 @@ class Tally:
         """Count what an ended request cost."""
         self._client(client).tokens += tokens
 
-    def note_peaks(self) -> None:
-        """Compare with the peaks; called between operations, since one that never waits passes by."""
+    def note_waiting(self) -> None:
+        """Note how many wait, once nobody does who would get a place at once."""
         self._peak_waiting = max(self._peak_waiting, self.waiting)
-        self._peak_active = max(self._peak_active, self.active)
 
     def statistics(self, limits: Mapping[str, int]) -> QueueStatistics:
         """Return everything so far.
