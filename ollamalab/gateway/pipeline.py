@@ -118,6 +118,7 @@ def _connection_to(upstream: UpstreamSettings) -> OllamaConnection:
     settings = ConnectionSettings(
         max_connections=_MAX_CONNECTIONS,
         progress_timeout_s=math.inf,
+        resend_stale=True,
         ca_file=upstream.ca_file,
         verify=upstream.verify,
     )
