@@ -118,8 +118,8 @@ class AnswerFile:
             count = self._connection.execute("DELETE FROM answers").rowcount
         self._noted.clear()
         self.entries, self.bytes = 0, 0
-        self._connection.execute("PRAGMA incremental_vacuum").fetchall()
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        # as a script, for execute() would stop after the first page
+        self._connection.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
         return count
 
     def sweep_some(self) -> int:
