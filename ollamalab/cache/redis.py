@@ -72,7 +72,8 @@ class RedisStore:
             timeout=None,  # all waiting is under one deadline, in _within
             socket_timeout=None,
             socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
+            # once, for a connection that Redis has closed while it was idle
+            retry=Retry(NoBackoff(), 1, supported_errors=(RedisUnreachable,)),
         )
         self._redis = Redis.from_pool(pool)
         self._max_answer_bytes = max_answer_bytes
