@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from ollamalab.cache import ResponseCache
-from ollamalab.cache.opening import open_store
+from ollamalab.cache.stores import open_store
 from ollamalab.connection import ConnectionSettings, OllamaConnection
 from ollamalab.errors import SettingsError
 from ollamalab.gateway.progress import Progress
