@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 
 from ollamalab.errors import SettingsError
-from ollamalab.protocol.options import Options, bounded_num_predict, context_tokens, parse_options
+from ollamalab.protocol.options import (
+    Options,
+    bounded_num_predict,
+    context_tokens,
+    load_options,
+    parse_options,
+)
 
 
 def test_nothing_given_is_ollama_s_default() -> None:
@@ -81,3 +87,8 @@ def test_context_is_capped_by_training_and_never_under_four(
 )
 def test_open_ended_answers_end_after_ten_contexts(num_predict: int, bounded: int) -> None:
     assert bounded_num_predict(num_predict, 512) == bounded
+
+
+def test_load_options_are_those_that_would_load_a_model_anew():
+    raw = {"num_ctx": 8192, "temperature": 0, "num_gpu": None, "use_mmap": False, "Num_batch": 64}
+    assert load_options(raw) == {"num_ctx": 8192, "use_mmap": False}

@@ -35,12 +35,10 @@ from ollamalab.errors import (
 )
 from ollamalab.protocol.calls import Call, call_of
 from ollamalab.protocol.names import parse_name
+from ollamalab.protocol.options import load_options
 from ollamalab.protocol.upstream import Reply, Request, Upstream
 
 logger = logging.getLogger(__name__)
-
-#: Options that decide how a model is loaded; ``shift`` is one too, beside them in the body.
-LOAD_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
 
 #: ``/api/ps`` may wait for the unload of another model, up to 5 s.
 LISTING_TIMEOUT_S = 10.0
@@ -91,8 +89,7 @@ class Residents:
 
 
 def _load_options(call: Call) -> tuple[Any, ...]:
-    options = call.options
-    return (*(options.get(name) for name in LOAD_OPTIONS), call.fields.get("shift"))
+    return load_options(call.options), call.fields.get("shift")
 
 
 class Progress:

@@ -21,6 +21,9 @@ MIN_CONTEXT_TOKENS = 4
 #: An open-ended answer ends after this many context windows.
 OPEN_ENDED_CONTEXTS = 10
 
+#: Options that decide how a model is loaded; ``shift`` is one too, beside them in the body.
+LOAD_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
+
 _INT64_MAX = 2**63 - 1
 
 
@@ -85,6 +88,11 @@ def parse_options(raw: Mapping[str, Any]) -> Options:
         if name in _READERS and value is not None
     }
     return Options(**values)
+
+
+def load_options(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options of a request that decide how a model is loaded, as they were sent."""
+    return {name: raw[name] for name in LOAD_OPTIONS if raw.get(name) is not None}
 
 
 def context_tokens(options: Options, *, default_tokens: int, trained_tokens: int | None) -> int:
