@@ -831,7 +831,7 @@ class TestSlowClients:
 class TestBrokenHandlers:
     @pytest.fixture(autouse=True)
     def _quiet(self, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.CRITICAL, "ollamalab.gateway.server")
+        caplog.set_level(logging.CRITICAL, "ollamalab.gateway.client_connection")
 
     def test_an_exception_before_the_answer(self, run: Callable[[Body], None]) -> None:
         async def body() -> None:
@@ -912,7 +912,7 @@ class TestBrokenHandlers:
     def test_what_a_handler_raises_is_logged(
         self, run: Callable[[Body], None], caplog: pytest.LogCaptureFixture
     ) -> None:
-        caplog.set_level(logging.ERROR, "ollamalab.gateway.server")
+        caplog.set_level(logging.ERROR, "ollamalab.gateway.client_connection")
 
         async def body() -> None:
             async def handler(_: Incoming, outgoing: Outgoing) -> None:

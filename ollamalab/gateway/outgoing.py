@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ollamalab.gateway.client_connection import ClientConnection
     from ollamalab.gateway.incoming import Incoming
-    from ollamalab.gateway.server import Connection
 
 _NO_CONTENT, _NOT_MODIFIED = 204, 304
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 s
@@ -37,7 +37,7 @@ class Outgoing:
         "is_started",
     )
 
-    def __init__(self, connection: Connection, incoming: Incoming) -> None:
+    def __init__(self, connection: ClientConnection, incoming: Incoming) -> None:
         self.is_started = False  #: whether a status was given
         self.is_over = False  #: whether nothing more can be written
         self.closes = incoming.is_last  #: whether the connection closes after this answer
@@ -129,7 +129,7 @@ class Outgoing:
             # The end of such a body is the end of the connection: only a reset can say "not whole".
             peer: socket.socket = connection.transport.get_extra_info("socket")
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
-            connection.transport.abort()
+            connection.drop()
         else:
             connection.transport.close()
 

@@ -1,48 +1,22 @@
-"""HTTP in: an HTTP/1.1 server that gives each request, read whole, to one handler.
-
-A client that goes away cancels the handler of its request at once, streaming or not. A client that only
-shuts down its sending half has gone away too, as in Go's net/http, hence as in Ollama: what the handler
-can answer without waiting still reaches it, what would have to wait is cancelled. As there, a request
-pipelined behind the running one hides the end of input until its own turn: the ones before it are
-answered, and the last is cancelled where it first waits.
-
-Requests of one connection are answered in order, one at a time; while one waits behind the one that is
-being answered, nothing more is read from that client.
-"""
+"""HTTP in: an HTTP/1.1 server that gives each request, read whole, to one handler."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import cast
 
-from ollamalab.gateway.incoming import Incoming, RequestReader
+from ollamalab.gateway.client_connection import ClientConnection, Handler
+from ollamalab.gateway.incoming import Incoming
 from ollamalab.gateway.outgoing import Outgoing
 from ollamalab.settings.limits import ServerLimits
 
 __all__ = ["Handler", "HttpServer", "Incoming", "Outgoing", "ServerLimits"]
 
-Handler = Callable[[Incoming, Outgoing], Awaitable[None]]
-
-logger = logging.getLogger(__name__)
-
-_INTERNAL_ERROR = 500
 _SWEEP_INTERVAL_S = 1.0
 _WAITING_TO_BE_ACCEPTED = 1024
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_JSON_TYPE = "application/json; charset=utf-8"
-_BROKEN = b'{"error":"internal server error"}'
-_TOO_MANY_BODY = b'{"error":"too many connections"}'
-_TOO_MANY = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json; charset=utf-8\r\n"
-    b"content-length: %d\r\nretry-after: 1\r\nconnection: close\r\n\r\n%b"
-    % (len(_TOO_MANY_BODY), _TOO_MANY_BODY)
-)
 
 
 class HttpServer:
@@ -58,7 +32,7 @@ class HttpServer:
         self.handler = handler
         self.limits = limits or ServerLimits()
         self.is_stopping = False
-        self.connections: set[Connection] = set()
+        self.connections: set[ClientConnection] = set()
         self._first_lines: dict[int, bytes] = {}  # status line and Date by status; of this second
         self._listener: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
@@ -78,7 +52,7 @@ class HttpServer:
         """Listen on a bound socket."""
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
-            lambda: Connection(self, loop), sock=sock, backlog=_WAITING_TO_BE_ACCEPTED
+            lambda: ClientConnection(self, loop), sock=sock, backlog=_WAITING_TO_BE_ACCEPTED
         )
         self._sweep(loop)
 
@@ -115,7 +89,7 @@ class HttpServer:
             self._first_lines[status] = lines
         return lines
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: ClientConnection) -> None:
         """Note that a connection and its task are over."""
         self.connections.discard(connection)
         if not self.connections:
@@ -141,256 +115,6 @@ class HttpServer:
             limits.linger_s,
         )
         self._sweeping = loop.call_later(min(_SWEEP_INTERVAL_S, patience_s / 2), self._sweep, loop)
-
-
-class Connection(asyncio.Protocol):
-    """One client's connection.
-
-    Attributes:
-        transport: Where answers are written.
-        is_lost: Whether it is closed, so that nothing can be written.
-        is_blocked: Whether the client is far behind in taking what was written.
-        written_bytes: All that was handed to the transport.
-        status_and_date: The server's.
-    """
-
-    __slots__ = (
-        "_handler",
-        "_is_half_closed",
-        "_is_lingering",
-        "_limits",
-        "_loop",
-        "_quiet_since_s",
-        "_read_s",
-        "_reader",
-        "_server",
-        "_stalled_since_s",
-        "_taken_bytes",
-        "_task",
-        "_unblocked",
-        "is_blocked",
-        "is_lost",
-        "status_and_date",
-        "transport",
-        "written_bytes",
-    )
-
-    transport: asyncio.Transport
-    _reader: RequestReader
-
-    def __init__(self, server: HttpServer, loop: asyncio.AbstractEventLoop) -> None:
-        self.is_lost = False
-        self.is_blocked = False
-        self.written_bytes = 0
-        self.status_and_date = server.status_and_date
-        self._server = server
-        self._handler = server.handler
-        self._limits = server.limits
-        self._loop = loop
-        self._task: asyncio.Task[None] | None = None
-        self._unblocked: asyncio.Future[None] | None = None
-        self._is_half_closed = False
-        self._is_lingering = False
-        self._taken_bytes = 0
-        self._read_s = self._quiet_since_s = self._stalled_since_s = time.perf_counter()
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a request is being answered."""
-        return self._task is not None
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether the server is, so that this answer is the connection's last."""
-        return self._server.is_stopping
-
-    # What asyncio calls.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection in, or say that there are too many."""
-        self.transport = cast("asyncio.Transport", transport)  # which uvloop's do not inherit from
-        peer = transport.get_extra_info("peername")
-        is_tcp = isinstance(peer, tuple)
-        if (
-            is_tcp
-        ):  # asyncio's own loop leaves Nagle's algorithm on for sockets made without a protocol number
-            sock = transport.get_extra_info("socket")
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._reader = RequestReader(self._limits, peer[0] if is_tcp else "")
-        server = self._server
-        server.connections.add(self)
-        if server.is_stopping:
-            transport.close()
-        elif len(server.connections) > self._limits.max_connections:
-            self._reader.is_over = True
-            self.write(_TOO_MANY)
-            self._linger()
-
-    def data_received(self, data: bytes) -> None:
-        """Read what arrived, and begin to answer what is whole."""
-        self._read_s = time.perf_counter()
-        reader = self._reader
-        reader.feed(data, self._read_s)
-        if self._task is None:
-            if reader.ready:
-                self._answer()
-            elif reader.wants_continue:
-                self._send_continue()
-        if reader.ready:
-            self.transport.pause_reading()
-
-    def eof_received(self) -> bool:
-        """The client has hung up, or sends no more and may read on; the module says what that means."""
-        self._is_half_closed = True
-        task = self._task
-        if task is None:
-            return False
-        if not self._reader.ready:
-            self._loop.call_soon(task.cancel)  # after its first step, which is in the loop's queue before
-        return True
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        """Cancel whatever was being answered."""
-        self.is_lost = True
-        self._reader.ready.clear()
-        if self._task is None:
-            self._server.forget(self)
-        else:
-            self._task.cancel()
-
-    def pause_writing(self) -> None:
-        """Note that the client is far behind."""
-        self.is_blocked = True
-
-    def resume_writing(self) -> None:
-        """Let the handler go on."""
-        self.is_blocked = False
-        if self._unblocked is not None and not self._unblocked.done():
-            self._unblocked.set_result(None)
-
-    # What the server and the answers call.
-
-    def write(self, data: bytes) -> None:
-        """Send bytes as they are; drop them if the connection is lost."""
-        if not self.is_lost:
-            self.written_bytes += len(data)
-            self.transport.write(data)
-
-    async def unblocked(self) -> None:
-        """Wait until the client has caught up."""
-        self._unblocked = self._loop.create_future()
-        await self._unblocked
-
-    def finish(self) -> None:
-        """Close after the answer that is being given."""
-        if self._task is None and not self._is_lingering:
-            self.transport.close()
-
-    def cut(self) -> None:
-        """Close now."""
-        if self._task is not None:
-            self._task.cancel()
-        self.transport.abort()
-
-    def check(self, now_s: float) -> None:
-        """Drop the client if its time is up."""
-        if self.is_lost or self._is_stalled(now_s):
-            self.transport.abort()
-        elif self._task is not None:
-            return
-        elif self._is_lingering:
-            if now_s - self._quiet_since_s > self._limits.linger_s:
-                self.transport.abort()
-        elif self._reader.is_inside:
-            self._check_reading(now_s)
-        elif now_s - self._quiet_since_s > self._limits.idle_timeout_s:
-            self.transport.close()
-
-    def _check_reading(self, now_s: float) -> None:
-        reader = self._reader
-        if reader.has_head:
-            is_late = now_s - self._read_s > self._limits.body_timeout_s
-        else:
-            is_late = now_s - max(reader.began_s, self._quiet_since_s) > self._limits.head_timeout_s
-        if is_late:
-            reader.refuse_as_too_slow()
-            self._answer()
-
-    def _is_stalled(self, now_s: float) -> bool:
-        backlog_bytes = self.transport.get_write_buffer_size()
-        taken_bytes = self.written_bytes - backlog_bytes
-        if not backlog_bytes or taken_bytes > self._taken_bytes:
-            self._taken_bytes, self._stalled_since_s = taken_bytes, now_s
-        return now_s - self._stalled_since_s > self._limits.write_timeout_s
-
-    def _answer(self) -> None:
-        self._task = self._loop.create_task(self._serve(self._reader.ready.popleft()))
-
-    async def _serve(self, incoming: Incoming) -> None:
-        """Answer a request, and those that wait behind it by then."""
-        waiting = self._reader.ready
-        outgoing = Outgoing(self, incoming)
-        try:
-            while True:
-                await self._answer_one(incoming, outgoing)
-                if not waiting or self._is_at_end(outgoing):
-                    break
-                incoming = waiting.popleft()
-                outgoing = Outgoing(self, incoming)
-                if not waiting:
-                    self._read_on()
-        finally:
-            self._rest(incoming, outgoing)
-
-    async def _answer_one(self, incoming: Incoming, outgoing: Outgoing) -> None:
-        try:
-            await self._handler(incoming, outgoing)
-            if not outgoing.is_over:
-                raise RuntimeError("the handler left its answer unfinished")
-        except Exception:
-            logger.exception("event=handler_failed method=%s", incoming.method)
-            if outgoing.is_started:
-                outgoing.abort()
-            else:
-                outgoing.start(_INTERNAL_ERROR, {"content-type": _JSON_TYPE}, length=len(_BROKEN))
-                outgoing.write(_BROKEN)
-                outgoing.end()
-
-    def _is_at_end(self, outgoing: Outgoing) -> bool:
-        return outgoing.closes or self.is_lost or self._server.is_stopping
-
-    def _read_on(self) -> None:
-        """Read again, now that nothing waits behind the request whose turn it is."""
-        if self._is_half_closed and self._task is not None:
-            self._loop.call_soon(self._task.cancel)
-        else:
-            self.transport.resume_reading()
-
-    def _rest(self, incoming: Incoming, outgoing: Outgoing) -> None:
-        """Turn to what follows the last answer: the next request, or the end."""
-        self._task = None
-        self._quiet_since_s = time.perf_counter()
-        if self.is_lost:
-            self._server.forget(self)
-        elif not outgoing.is_over:  # cancelled
-            outgoing.abort()
-        elif incoming.problem is not None and not self._is_half_closed:
-            self._linger()
-        elif self._is_half_closed or self._is_at_end(outgoing):
-            self.transport.close()
-        elif self._reader.wants_continue:
-            self._send_continue()
-
-    def _linger(self) -> None:
-        """Read on a while before closing: bytes left unread would reset the connection, answer and all."""
-        self._is_lingering = True
-        self._quiet_since_s = time.perf_counter()
-        self.transport.write_eof()
-        self.transport.resume_reading()
-
-    def _send_continue(self) -> None:
-        self._reader.wants_continue = False
-        self.write(_CONTINUE)
 
 
 def _phrase(status: int) -> str:
