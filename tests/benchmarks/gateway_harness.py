@@ -23,8 +23,7 @@ import uvloop
 
 HOST = "127.0.0.1"
 LINES = 128
-MODEL, HELD_MODEL = "bench", "bench-held"
-DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MODEL, STREAM_MODEL, HELD_MODEL = "bench", "bench-stream", "bench-held"
 _PROMPT = "Tell me how tides come about, and why some places see two a day and others only one. " * 5
 _CREATED = "2026-01-01T00:00:00.000000000Z"
 _ANSWER = {"role": "assistant", "content": "The moon pulls. " * 30}
@@ -59,7 +58,7 @@ def _chunk(data: bytes) -> bytes:
 
 def _line(content: str, **last: Any) -> bytes:
     message = {"role": "assistant", "content": content}
-    fields = {"model": MODEL, "created_at": _CREATED, "message": message, "done": bool(last), **last}
+    fields = {"model": STREAM_MODEL, "created_at": _CREATED, "message": message, "done": bool(last), **last}
     return _chunk(compact(fields) + b"\n")
 
 
@@ -85,12 +84,17 @@ OPENAI_CHAT = _whole(
 )
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
 STREAM = [*([_line(" word")] * (LINES - 1)), _line("", **_END) + _LAST_CHUNK]
-_DETAILS = {"name": f"{MODEL}:latest", "model": f"{MODEL}:latest", "digest": DIGEST, "size": 1, "details": {}}
+_MODELS = [
+    {"name": f"{model}:latest", "model": f"{model}:latest", "digest": f"{number:064x}", "details": {}}
+    for number, model in enumerate((MODEL, STREAM_MODEL, HELD_MODEL))
+]
 GETS = {
     b"/": b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 17\r\n\r\nOllama is running",
     b"/api/version": _whole({"version": "0.33.0"}),
-    b"/api/tags": _whole({"models": [_DETAILS]}),
-    b"/api/ps": _whole({"models": [_DETAILS | {"size_vram": 1, "expires_at": "2099-01-01T00:00:00Z"}]}),
+    b"/api/tags": _whole({"models": _MODELS}),
+    b"/api/ps": _whole(
+        {"models": [model | {"size_vram": 1, "expires_at": "2099-01-01T00:00:00Z"} for model in _MODELS]}
+    ),
 }
 _NOT_FOUND = (
     b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 18\r\n\r\n404 page not found"
@@ -151,6 +155,7 @@ class Caller(asyncio.Protocol):
         self._transport.write(self._visit.request)
 
     def data_received(self, data: bytes) -> None:
+        self._visit.reads += 1
         if not self._first_s:
             self._first_s = time.perf_counter()
             if data[9:12] != b"200":
@@ -193,6 +198,7 @@ class LoadVisit:
         self.firsts = 0
         self.answers = 0
         self.all_answers = 0
+        self.reads = 0
         self.first_bytes_s: list[float] = []
         self.e2e_s: list[float] = []
         self.error = ""
@@ -235,6 +241,7 @@ async def load(port: int, request: bytes, connections: int, seconds: float, warm
     return {
         "rate": visit.answers / seconds,
         "all_answers": visit.all_answers,
+        "reads": visit.reads / max(1, visit.all_answers),
         "first_byte_s": statistics.median(visit.first_bytes_s) if visit.answers else None,
         "e2e_s": statistics.median(visit.e2e_s) if visit.answers else None,
     }

@@ -17,7 +17,7 @@ import psutil
 from gateway_harness import HOST, MODEL
 
 _HERE = Path(__file__).parent
-_SERVE_OPTIONS = ("--max-concurrent", "4000", "--log-level", "warning")
+_SERVE_OPTIONS = ("--max-concurrent", "1024")
 
 _NGINX = """
 {user} daemon off; master_process on; worker_processes 1; worker_rlimit_nofile 8192;
@@ -112,8 +112,8 @@ def litellm(venv: str | None) -> Plan:
 
 
 def ours(name: str, *options: str, profile: Path | None = None) -> Plan:
-    python = [sys.executable, *(("-m", "cProfile", "-o", str(profile)) if profile else ())]
-    command = [*python, "-m", "ollamalab", "serve", "--upstream", "http://127.0.0.1:{upstream}"]
+    program = [str(_HERE / "gateway_profiled.py"), str(profile)] if profile else ["-m", "ollamalab"]
+    command = [sys.executable, *program, "serve", "--upstream", "http://127.0.0.1:{upstream}"]
     return Plan(name, [*command, "--host", HOST, "--port", "{port}", *_SERVE_OPTIONS, *options])
 
 

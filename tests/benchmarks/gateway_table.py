@@ -13,7 +13,7 @@ def show(rows: list[dict[str, Any]], memory: list[dict[str, Any]]) -> None:
     table = Table(title="The gateway beside others", show_edge=False)
     for column in ("case", "arm"):
         table.add_column(column)
-    for column in ("n", "value", "cpu/request", "beside the baseline", "95 % interval", "floor"):
+    for column in ("n", "value", "cpu/request", "reads", "beside the baseline", "95 % interval", "floor"):
         table.add_column(column, justify="right")
     for row in rows:
         if "not_run" in row:
@@ -30,9 +30,16 @@ def show(rows: list[dict[str, Any]], memory: list[dict[str, Any]]) -> None:
         cpu = {
             arm: f"{cpu_s * 1e6:.0f} µs" if cpu_s else "" for arm, cpu_s in row["cpu_s_per_request"].items()
         }
+        reads = {arm: f"{count:.1f}" for arm, count in row["client_reads_per_answer"].items()}
         baseline = row["baseline"]
         table.add_row(
-            row["case"], baseline, "", value_text(row["arms"][0]["baseline_value"]), cpu[baseline], "baseline"
+            row["case"],
+            baseline,
+            "",
+            value_text(row["arms"][0]["baseline_value"]),
+            cpu[baseline],
+            reads[baseline],
+            "baseline",
         )
         for arm in row["arms"]:
             word = {True: "kept", False: "MISSED", None: ""}[arm["floor_kept"]]
@@ -42,6 +49,7 @@ def show(rows: list[dict[str, Any]], memory: list[dict[str, Any]]) -> None:
                 str(arm["pairs"]),
                 value_text(arm["arm_value"]),
                 cpu[arm["arm"]],
+                reads[arm["arm"]],
                 text(arm["estimate"]),
                 f"{text(arm['low'])} … {text(arm['high'])}",
                 "" if arm["floor"] is None else f"{text(arm['floor'])} {word}",
