@@ -89,6 +89,20 @@ def test_a_change_of_members_starts_a_new_turn_with_those_that_are_left():
     assert Counter(policy.choose(WANT, rest).name for _ in range(6)) == {"b": 4, "c": 2}
 
 
+@pytest.mark.parametrize("name", ["round-robin", "weighted"])
+def test_models_in_different_places_have_a_turn_each(name: str):
+    """Requests that alternate between two models do not begin the turn anew each time."""
+    a, b, c = upstream("a", weight=2), upstream("b"), upstream("c", weight=2)
+    policy, here, there = make_policy(name, random.Random(1)), among(a, b), among(b, c)
+    chosen = [(policy.choose(WANT, here).name, policy.choose(WANT, there).name) for _ in range(6)]
+    wanted = (
+        ({"a": 3, "b": 3}, {"b": 3, "c": 3})
+        if name == "round-robin"
+        else ({"a": 4, "b": 2}, {"b": 2, "c": 4})
+    )
+    assert (Counter(one for one, _ in chosen), Counter(other for _, other in chosen)) == wanted
+
+
 def test_least_in_flight_counts_by_weight_and_spreads_equals():
     policy = LeastInFlight(random.Random(1))
     strong, weak = upstream("strong", weight=4, in_flight=3), upstream("weak", in_flight=1)

@@ -11,12 +11,11 @@ from ollamalab.routing.policies import (
     ModelAware,
     Policy,
     Predicted,
-    RoundRobin,
     make_policy,
 )
 from ollamalab.routing.prefixes import PrefixAffinity, PrefixIndex
 from ollamalab.routing.views import ModelView, UpstreamView, Want
-from ollamalab.routing.weights import Weighted
+from ollamalab.routing.weights import RoundRobin, Weighted
 
 __all__ = [
     "POLICIES",

@@ -14,11 +14,12 @@ MOST_LOOKED_AT = 48
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """Upstreams that may take requests for one model; the same object until something changes.
+    """Upstreams that may take requests for one model.
 
     Attributes:
-        members: All of them, at least one, in a fixed order.
-        resident: Those of them that have the model loaded.
+        members: All of them, at least one, in a fixed order; the same object as long as they are the same,
+            also for other models, so that policies know their turns by it.
+        resident: Those of them that have the model loaded; whoever made it keeps it current.
     """
 
     members: Sequence[UpstreamView]

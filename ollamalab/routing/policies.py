@@ -12,7 +12,7 @@ from ollamalab.errors import SettingsError
 from ollamalab.routing.candidates import Candidates
 from ollamalab.routing.prefixes import PrefixAffinity
 from ollamalab.routing.views import ModelView, UpstreamView, Want
-from ollamalab.routing.weights import Weighted
+from ollamalab.routing.weights import RoundRobin, Weighted
 
 #: Seconds that a load is taken to last before one has been seen anywhere.
 UNSEEN_LOAD_S = 10.0
@@ -29,19 +29,6 @@ class Policy(Protocol):
             candidates: Who may be chosen; the same object until something changes.
         """
         ...
-
-
-class RoundRobin:
-    """One after the other."""
-
-    def __init__(self) -> None:
-        self._turn = -1
-
-    def choose(self, want: Want, candidates: Candidates) -> UpstreamView:
-        """Return the next member."""
-        del want
-        self._turn = (self._turn + 1) % len(candidates.members)
-        return candidates.members[self._turn]
 
 
 class LeastInFlight:
