@@ -20,12 +20,15 @@ class Work:
         prompt_tokens: Tokens of the prompt, cached ones included; None if not known.
         slot_wait_s: Seconds it waited for a slot inside the server; None if the server did not tell.
         busy_s: Seconds it then took, for prompt and output; None if the server did not tell.
+        load_s: Seconds until the model was loaded, next to nothing if it was; None if the server did
+            not tell.
     """
 
     output_tokens: int | None = None
     prompt_tokens: int | None = None
     slot_wait_s: float | None = None
     busy_s: float | None = None
+    load_s: float | None = None
 
 
 #: Of a request that got nothing but an error.
@@ -107,16 +110,17 @@ def _of_final(said: bytes | dict[str, Any] | None) -> Work | None:
         return None
     if not final.done:
         return None
-    slot_wait_s = busy_s = None
+    slot_wait_s = busy_s = load_s = None
     if final.total_duration is not None and final.eval_duration is not None:
         busy_ns = final.prompt_eval_duration + final.eval_duration
-        busy_s = busy_ns / NS_PER_S
+        busy_s, load_s = busy_ns / NS_PER_S, final.load_duration / NS_PER_S
         slot_wait_s = max(0, final.total_duration - final.load_duration - busy_ns) / NS_PER_S
     return Work(
         output_tokens=final.eval_count,
         prompt_tokens=final.prompt_eval_count,
         slot_wait_s=slot_wait_s,
         busy_s=busy_s,
+        load_s=load_s,
     )
 
 
