@@ -20,7 +20,9 @@ from disk_cache_user import KEYS
 
 from ollamalab.cache.database import APPLICATION_ID, SCHEMA
 from ollamalab.cache.disk import DiskStore
+from ollamalab.cache.stores import open_store
 from ollamalab.errors import SettingsError, StoreError
+from ollamalab.settings import CacheSettings
 
 USER = Path(__file__).with_name("disk_cache_user.py")
 KEY = b"key"
@@ -178,8 +180,16 @@ async def test_a_file_that_others_may_read_is_closed_to_them(tmp_path: Path) -> 
 
 async def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    await opened(Path("~/answers/cache.db")).close()
+    store = open_store("disk:~/answers/cache.db", CacheSettings())
+    assert store is not None
+    await store.close()
     assert (tmp_path / "answers" / "cache.db").is_file()
+
+
+@pytest.mark.parametrize("where", ["disk:~nobody-here/cache.db", "disk:a\0b", "disk:\udcff\ud800"])
+def test_what_names_no_file_is_refused(where: str) -> None:
+    with pytest.raises(SettingsError, match="name another file"):
+        open_store(where, CacheSettings())
 
 
 def refusal(path: Path) -> str:

@@ -29,7 +29,6 @@ _VERSION_AT, _APPLICATION_AT = slice(60, 64), slice(68, 72)
 
 # ``totals`` is kept by triggers: counting the rows at each write would take longer the more there are.
 _TABLES = f"""
-PRAGMA auto_vacuum = INCREMENTAL;  -- possible only before the first table
 BEGIN;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA};
@@ -64,6 +63,18 @@ COMMIT;
 _ours: set[tuple[int, int]] = set()
 
 
+def file_path(text: str) -> Path:
+    """Return the path that a person means by a text; "~" is the home folder.
+
+    Raises:
+        SettingsError: The home folder of nobody is meant.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise SettingsError(f"cache file {text}: there is no such home folder; name another file") from error
+
+
 def open_database(path: Path) -> sqlite3.Connection:
     """Open a file of answers, made if it is not there; folders above it are made for the owner alone.
 
@@ -80,8 +91,8 @@ def open_database(path: Path) -> sqlite3.Connection:
         _refuse_foreign(path)
         _make_private(path)
         return _connect(path)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, ValueError) as error:  # ValueError: no name for a file, as with a null in it
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise SettingsError(f"cache file {path}: {reason}; name another file after disk:") from error
 
 
@@ -157,6 +168,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         # A commit survives the end of the process; the last ones may be lost with the power, never half.
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+        # Some builds overwrite all that is deleted with zeros, which writes each answer twice.
+        connection.execute("PRAGMA secure_delete = FAST")
         _refuse_damaged(connection, path)
     except BaseException as error:
         if connection is not None:

@@ -30,7 +30,7 @@ class DiskStore:
     not kept, is counted, and is logged once per kind. The file needs a local file system.
 
     Args:
-        path: The file; made with the folders above it if it is not there, "~" is the home folder.
+        path: The file; made with the folders above it if it is not there.
         max_entries: Answers kept at once.
         max_bytes: Bytes they may take in the file; a larger answer is not kept.
         clock: Seconds since 1970.
@@ -47,7 +47,7 @@ class DiskStore:
         max_bytes: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._path = path.expanduser()
+        self._path = path
         self._errors = 0
         self._logged: set[str] = set()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ollamalab-cache")

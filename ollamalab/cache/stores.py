@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from ollamalab.cache.entry import Answer
@@ -89,9 +88,10 @@ def open_store(where: str, settings: CacheSettings) -> Store | None:
 
         return MemoryStore(max_entries=settings.max_entries, max_bytes=settings.max_bytes)
     if where.startswith(DISK) and where != DISK:
+        from ollamalab.cache.database import file_path
         from ollamalab.cache.disk import DiskStore
 
-        path = Path(where.removeprefix(DISK))
+        path = file_path(where.removeprefix(DISK))
         return DiskStore(path, max_entries=settings.max_entries, max_bytes=settings.max_bytes)
     if is_redis(where):
         try:

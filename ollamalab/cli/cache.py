@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -30,11 +29,12 @@ def clear(
     ),
 ) -> None:
     """Remove every answer; gateways that use the file or server go on with an empty cache."""
+    from ollamalab.cache.database import file_path
     from ollamalab.cache.stores import DISK, is_redis, open_store
     from ollamalab.settings import CacheSettings
 
     if not is_redis(where):
-        path = Path(where.removeprefix(DISK)).expanduser()
+        path = file_path(where.removeprefix(DISK))
         if not path.exists():
             raise SettingsError(_nothing_there(where))
         where = f"{DISK}{path}"
