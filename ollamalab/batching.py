@@ -9,8 +9,8 @@ lines later. Three ways to choose:
 - *window*: at most one frame in so many seconds. A line that comes after a quieter time leaves at once,
   so this never delays a stream that is slower than its window.
 - *adaptive*: every chunk leaves at once; but when it turns out that the event loop or the client is
-  behind, the stream is left alone for a moment after each frame, in which the kernel and the connection
-  gather lines for nothing. See ``_rest_after``.
+  behind, the stream is left alone for a moment after each frame, in which the kernel gathers lines for
+  nothing. See ``_rest_after``.
 
 Always: bytes and their order stay, the first line is never held, the final line and errors leave at once
 with everything before them, and a frame is bounded in bytes. Chunks may begin and end anywhere; what is
@@ -29,15 +29,16 @@ MIN_REST_S = 0.001
 #: Longest rest: at 60 frames a second text still flows.
 MAX_REST_S = 0.016
 
-#: What the end of a stream looks like. Inside a JSON text the quotes would be escaped, and where it
-#: appears by chance, in a tool's arguments say, lines merely leave sooner.
+#: Longest rest as a share of the stream's age: the end of a short stream must not wait for a long rest.
+MAX_REST_RATIO = 0.25
+
+#: What the last line of a stream contains. Inside a JSON text the quotes would be escaped, and where
+#: one appears by chance, in a tool's arguments say, lines merely leave sooner.
 _ENDS = (b'"done":true', b'"done": true', b'{"error"')
-_OPENAI_ENDS = (b"[DONE]", b'{"error"')
-_LINE_ENDS = (b"\n",)
-_EVENT_ENDS = (b"\n\n", b"\n\r\n")
+_OPENAI_ENDS = (b"data: [DONE]", b"data:[DONE]", b'{"error"')
 
 #: Bytes of the last chunk to look at again: a mark may lie across the border.
-_EDGE_BYTES = max(map(len, (*_ENDS, *_OPENAI_ENDS, *_EVENT_ENDS))) - 1
+_EDGE_BYTES = max(map(len, (*_ENDS, *_OPENAI_ENDS))) - 1
 
 
 @dataclass(slots=True)
@@ -53,8 +54,8 @@ class StreamBatcher:
     """Groups the lines of one stream.
 
     Whoever drives it writes what ``feed`` returns, calls ``flush`` at the moment ``due_s``, should it
-    come before the next chunk, and once more when the chunks end or break off; and does not ask for the
-    next chunk before ``rest_until_s``.
+    come before the next chunk, and once more when the chunks end or break off; and takes the next chunk no
+    sooner than ``rest_until_s``.
 
     Args:
         settings: How to group.
@@ -63,15 +64,15 @@ class StreamBatcher:
     """
 
     __slots__ = (
-        "_due_s",
+        "_began_s",
         "_edge",
         "_ends",
-        "_has_begun",
+        "_has_line",
         "_held",
         "_held_bytes",
         "_held_lines",
         "_is_ending",
-        "_line_ends",
+        "_is_openai",
         "_rest_s",
         "_settings",
         "_taken_s",
@@ -87,29 +88,29 @@ class StreamBatcher:
         self.rest_until_s: float | None = None  #: do not take the next chunk sooner; None = take it
         self._settings = settings
         self._ends = _OPENAI_ENDS if is_openai else _ENDS
-        self._line_ends = _EVENT_ENDS if is_openai else _LINE_ENDS
+        self._is_openai = is_openai
         self._edge = b""
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._held_lines = 0
-        self._has_begun = False
+        self._has_line = False
         self._is_ending = False
         self._window_end_s = float("-inf")
         self._rest_s = 0.0
-        self._taken_s = float("-inf")
+        self._began_s: float | None = None
+        self._taken_s = 0.0
 
     @property
     def due_s(self) -> float | None:
         """Moment at which what is held must leave; None if nothing is held, or only by number."""
         return self._window_end_s if self._held and self._settings.window_s else None
 
-    def feed(self, chunk: bytes, now_s: float, *, late_s: float = 0.0, backlog_bytes: int = 0) -> bytes:
+    def feed(self, chunk: bytes, now_s: float, *, backlog_bytes: int = 0) -> bytes:
         """Take a chunk; return what is to be sent now, maybe nothing.
 
         Args:
             chunk: The next bytes of the stream.
             now_s: When they were taken.
-            late_s: How long after ``rest_until_s`` the loop came back to this stream; 0 without a rest.
             backlog_bytes: Sent earlier and not yet taken by the client.
         """
         lines = self._look_at(chunk)
@@ -117,13 +118,13 @@ class StreamBatcher:
         self.tally.bytes += len(chunk)
         settings = self._settings
         if settings.is_adaptive:
-            self._rest_s = self._rest_after(lines, now_s, late_s, backlog_bytes)
+            self._rest_s = self._rest_after(lines, now_s, backlog_bytes)
             self._taken_s = now_s
             self.rest_until_s = now_s + self._rest_s if self._rest_s and not self._is_ending else None
             self.tally.frames += 1
             return chunk
-        is_first = not self._has_begun
-        self._has_begun = self._has_begun or lines > 0
+        is_first = not self._has_line
+        self._has_line = self._has_line or lines > 0
         self._held.append(chunk)
         self._held_bytes += len(chunk)
         self._held_lines += lines
@@ -155,21 +156,35 @@ class StreamBatcher:
         """Return how many lines end in a chunk; note whether the stream's end is in sight."""
         edge = self._edge
         text = edge + chunk
-        if not self._is_ending:
-            self._is_ending = any(mark in text for mark in self._ends)
         self._edge = text[-_EDGE_BYTES:]
-        return sum(text.count(end, max(0, len(edge) - len(end) + 1)) for end in self._line_ends)
+        if not self._is_ending:
+            last = text[text.rfind(b"\n", 0, len(text.rstrip(b"\r\n"))) + 1 :]  # the end is always last
+            first, second, third = self._ends
+            self._is_ending = first in last or second in last or third in last
+        if not self._is_openai:
+            return chunk.count(b"\n")
+        start = max(0, len(edge) - 1)
+        return text.count(b"\n\n", start) + text.count(b"\n\r\n", max(0, start - 1))
 
-    def _rest_after(self, lines: int, now_s: float, late_s: float, backlog_bytes: int) -> float:
+    def _rest_after(self, lines: int, now_s: float, backlog_bytes: int) -> float:
         """Return how long to leave the stream alone after this chunk, in seconds.
 
         The loop is behind a stream if it takes a line only after the next has come. Without a rest that
-        shows in a chunk of two lines; after one, the lines that came while the loop was late count, their
-        share of all taken to be as its share of the time. Then the rest grows to twice, and as quickly
-        back to nothing when the loop keeps up. A threshold on lateness alone would not do: a
-        millisecond is nothing to a model of 50 tokens/s, and thirty lines of a fast one.
+        shows in a chunk of two lines. After one, a chunk has as many lines as came in the rest and since;
+        the loop is behind if one or more of them came since, their share being that of the time. Then the
+        rest grows to twice; it shrinks as quickly when the loop keeps up.
+
+        A threshold on lateness alone would not do: a millisecond is nothing to a model of 50 tokens/s, and
+        thirty lines of a fast one. Nor would the share of processor time in use: where others use the
+        processor too, a loop is behind without being busy.
         """
-        is_behind = lines * late_s >= now_s - self._taken_s if self._rest_s else lines > 1
-        if is_behind or backlog_bytes:
-            return min(max(2 * self._rest_s, MIN_REST_S), MAX_REST_S)
-        return self._rest_s / 2 if self._rest_s > MIN_REST_S else 0.0
+        if self._began_s is None:
+            self._began_s = now_s
+        is_behind = lines > 1
+        if is_behind and self._rest_s:
+            elapsed_s = now_s - self._taken_s
+            is_behind = lines * (elapsed_s - self._rest_s) >= elapsed_s
+        if not (is_behind or backlog_bytes):
+            return self._rest_s / 2 if self._rest_s > MIN_REST_S else 0.0
+        longest_s = min(MAX_REST_S, max(MIN_REST_S, MAX_REST_RATIO * (now_s - self._began_s)))
+        return min(max(2 * self._rest_s, MIN_REST_S), longest_s)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollamalab.batching import MAX_REST_S, MIN_REST_S, BatchTally, StreamBatcher
+from ollamalab.batching import MAX_REST_RATIO, MAX_REST_S, MIN_REST_S, BatchTally, StreamBatcher
 from ollamalab.errors import SettingsError
 from ollamalab.settings import BatchSettings
 
@@ -149,14 +149,27 @@ class TestAdaptive:
 
     def test_two_lines_in_a_chunk_show_a_loop_behind_and_the_rest_grows_to_its_bound(self) -> None:
         batcher = StreamBatcher(self.ADAPTIVE)
-        now_s, rests = 0.0, []
+        batcher.feed(line(0), 0.0)
+        now_s, rests = 1.0, []
         for _ in range(7):
-            batcher.feed(line(0) + line(1), now_s, late_s=0.002)
+            batcher.feed(line(0) + line(1), now_s)
             assert batcher.rest_until_s is not None
             rests.append(batcher.rest_until_s - now_s)
-            now_s += 0.001
+            now_s = batcher.rest_until_s + 0.1
         assert rests == pytest.approx([0.001, 0.002, 0.004, 0.008, 0.016, 0.016, 0.016])
         assert (MIN_REST_S, MAX_REST_S) == (0.001, 0.016)
+
+    def test_a_rest_is_a_small_part_of_the_streams_age(self) -> None:
+        """A stream that is over in 10 ms must not have its end wait for 16."""
+        batcher = StreamBatcher(self.ADAPTIVE)
+        now_s = 5.0
+        while now_s < 5.1:
+            batcher.feed(line(0) * 10, now_s)
+            assert batcher.rest_until_s is not None
+            rest_s = batcher.rest_until_s - now_s
+            assert rest_s <= max(MIN_REST_S, MAX_REST_RATIO * (now_s - 5.0)) + 1e-9
+            now_s += 2 * rest_s
+        assert rest_s == pytest.approx(MAX_REST_S)
 
     def test_a_client_behind_is_enough(self) -> None:
         batcher = StreamBatcher(self.ADAPTIVE)
@@ -169,21 +182,31 @@ class TestAdaptive:
         """A rest always finds several lines; were they taken as a sign, no stream would ever recover."""
         batcher = StreamBatcher(self.ADAPTIVE)
         now_s = 0.0
-        for _ in range(5):
-            batcher.feed(line(0) * 9, now_s, late_s=0.005)
-            now_s += 0.016
+        for _ in range(9):
+            batcher.feed(line(0) * 9, now_s)
+            assert batcher.rest_until_s is not None
+            now_s = batcher.rest_until_s + 0.01
         rests = []
         while batcher.rest_until_s is not None:
-            rests.append(batcher.rest_until_s - (now_s - 0.016))
-            batcher.feed(line(0) * 3, now_s, late_s=0.0001)
-            now_s += 0.016
-        assert rests == pytest.approx([0.016, 0.008, 0.004, 0.002, 0.001])
+            rests.append(batcher.rest_until_s - now_s)
+            now_s = batcher.rest_until_s + 0.0001
+            batcher.feed(line(0) * 3, now_s)
+        assert rests[1:] == pytest.approx([0.008, 0.004, 0.002, 0.001], abs=2e-4)
+
+    def test_a_stream_slower_than_its_rest_ends_it(self) -> None:
+        """Waiting for a line is no lateness, however long after the rest it comes."""
+        batcher = StreamBatcher(self.ADAPTIVE)
+        batcher.feed(line(0), 0.0)
+        batcher.feed(line(1) + line(2), 1.0)
+        assert batcher.rest_until_s is not None
+        batcher.feed(line(3), 1.5)
+        assert batcher.rest_until_s is None
 
     def test_there_is_no_rest_after_the_final_line(self) -> None:
         batcher = StreamBatcher(self.ADAPTIVE)
         batcher.feed(line(0) * 5, 0.0)
         assert batcher.rest_until_s is not None
-        batcher.feed(line(1) * 5 + FINAL, 0.01, late_s=1.0)
+        batcher.feed(line(1) * 5 + FINAL, 0.01)
         assert batcher.rest_until_s is None
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
+from raw_server import Peer, raw
 
 from ollamalab.batching import StreamBatcher
+from ollamalab.connection import OllamaConnection
 from ollamalab.errors import BadReply
 from ollamalab.gateway.framing import write_frames
+from ollamalab.protocol.calls import Call, call_of, named
+from ollamalab.protocol.endpoints import ENDPOINTS
+from ollamalab.protocol.upstream import Request
 from ollamalab.settings import BatchSettings
 
 FIRST, SECOND, THIRD = b'{"response":"1"}\n', b'{"response":"2"}\n', b'{"response":"3"}\n'
 FINAL = b'{"done":true}\n'
+CALL = Call(endpoint=ENDPOINTS["/api/chat"])
 LONG = BatchSettings(window_s=60.0)
 SHORT = BatchSettings(window_s=0.001)
 
@@ -64,7 +71,7 @@ async def test_the_first_line_and_the_final_one_wait_for_no_window() -> None:
     for part in (FIRST, SECOND, THIRD, FINAL):
         stream.parts.put_nowait(part)
     async with asyncio.TaskGroup() as group:
-        group.create_task(write_frames(stream.chunks(), StreamBatcher(LONG), client))
+        group.create_task(write_frames(stream.chunks(), StreamBatcher(LONG), client, CALL))
         await client.has(2)
         assert client.frames == [FIRST, SECOND + THIRD + FINAL], "though the stream is still open"
         stream.parts.put_nowait(b"")
@@ -73,7 +80,7 @@ async def test_the_first_line_and_the_final_one_wait_for_no_window() -> None:
 async def test_what_is_held_leaves_when_it_is_due_though_nothing_more_comes() -> None:
     stream, client = Stream(), Client()
     async with asyncio.TaskGroup() as group:
-        group.create_task(write_frames(stream.chunks(), StreamBatcher(SHORT), client))
+        group.create_task(write_frames(stream.chunks(), StreamBatcher(SHORT), client, CALL))
         for count, part in enumerate((FIRST, SECOND, THIRD), start=1):
             stream.parts.put_nowait(part)
             await client.has(count)
@@ -84,7 +91,9 @@ async def test_what_is_held_leaves_when_it_is_due_though_nothing_more_comes() ->
 async def test_lines_of_one_window_leave_in_one_frame() -> None:
     stream, client = Stream(), Client()
     async with asyncio.TaskGroup() as group:
-        group.create_task(write_frames(stream.chunks(), StreamBatcher(BatchSettings(window_s=0.05)), client))
+        group.create_task(
+            write_frames(stream.chunks(), StreamBatcher(BatchSettings(window_s=0.05)), client, CALL)
+        )
         stream.parts.put_nowait(FIRST)
         await client.has(1)
         stream.parts.put_nowait(SECOND)
@@ -100,7 +109,7 @@ async def test_a_stream_that_breaks_off_gives_all_that_came_before_its_error(set
     for part in (FIRST, SECOND, b'{"resp', BadReply("cut")):
         stream.parts.put_nowait(part)
     with pytest.raises(BadReply, match="cut"):
-        await write_frames(stream.chunks(), StreamBatcher(settings), client)
+        await write_frames(stream.chunks(), StreamBatcher(settings), client, CALL)
     assert client.frames == [FIRST, SECOND + b'{"resp']
 
 
@@ -109,7 +118,7 @@ async def test_a_stream_that_ends_without_its_final_line_gives_all_of_it(setting
     stream, client = Stream(), Client()
     for part in (FIRST, SECOND, THIRD, b""):
         stream.parts.put_nowait(part)
-    await write_frames(stream.chunks(), StreamBatcher(settings), client)
+    await write_frames(stream.chunks(), StreamBatcher(settings), client, CALL)
     assert client.frames == [FIRST, SECOND + THIRD]
 
 
@@ -117,7 +126,7 @@ async def test_a_client_that_hangs_up_gets_nothing_later() -> None:
     """A timer that outlived its stream would write into somebody else's answer."""
     stream, client = Stream(), Client()
     task = asyncio.create_task(
-        write_frames(stream.chunks(), StreamBatcher(BatchSettings(window_s=0.01)), client)
+        write_frames(stream.chunks(), StreamBatcher(BatchSettings(window_s=0.01)), client, CALL)
     )
     stream.parts.put_nowait(FIRST)
     await client.has(1)
@@ -131,7 +140,9 @@ async def test_a_client_that_hangs_up_gets_nothing_later() -> None:
     for part in (FIRST, SECOND):
         later.parts.put_nowait(part)
     async with asyncio.TaskGroup() as group:
-        group.create_task(write_frames(later.chunks(), StreamBatcher(BatchSettings(window_s=0.02)), other))
+        group.create_task(
+            write_frames(later.chunks(), StreamBatcher(BatchSettings(window_s=0.02)), other, CALL)
+        )
         await other.has(2)  # a longer window than the first, begun later
         later.parts.put_nowait(b"")
     assert client.frames == [FIRST]
@@ -144,7 +155,7 @@ async def test_nothing_is_taken_from_the_upstream_while_the_client_is_too_far_be
         stream.parts.put_nowait(part)
     async with asyncio.TaskGroup() as group:
         group.create_task(
-            write_frames(stream.chunks(), StreamBatcher(BatchSettings(is_adaptive=True)), client)
+            write_frames(stream.chunks(), StreamBatcher(BatchSettings(is_adaptive=True)), client, CALL)
         )
         await client.has(1)
         assert stream.parts.qsize() == 3
@@ -153,12 +164,41 @@ async def test_nothing_is_taken_from_the_upstream_while_the_client_is_too_far_be
     assert client.drains == 1
 
 
-async def test_an_adaptive_stream_rests_and_loses_nothing() -> None:
-    stream, client = Stream(), Client()
-    parts = [FIRST, *[SECOND * 40] * 5, FINAL, b""]
+async def test_an_adaptive_stream_says_when_it_rests_and_loses_nothing() -> None:
+    stream, client, call = Stream(), Client(), Call(endpoint=ENDPOINTS["/api/chat"])
+    parts = [FIRST, *[SECOND * 40] * 5, b""]
     for part in parts:
         stream.parts.put_nowait(part)
     batcher = StreamBatcher(BatchSettings(is_adaptive=True))
-    await write_frames(stream.chunks(), batcher, client)
+    await write_frames(stream.chunks(), batcher, client, call)
     assert b"".join(client.frames) == b"".join(parts)
-    assert batcher.tally.lines == 202
+    assert call.rest_until_s == batcher.rest_until_s
+    assert batcher.tally.lines == 201
+
+
+async def test_what_comes_during_a_rest_is_one_chunk() -> None:
+    async def slow(peer: Peer) -> None:
+        await peer.request()
+        await peer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(FIRST))
+        await rests.wait()
+        for part in (SECOND, THIRD, FINAL):
+            await peer.write(chunked(part))
+            await asyncio.sleep(0)
+        await peer.write(b"0\r\n\r\n")
+        await peer.hung_up()
+
+    rests = asyncio.Event()
+    async with raw(slow) as server, OllamaConnection(server.url) as connection:
+        request = named(Request(method="POST", path="/api/chat", body=b"{}"))
+        reply = await connection.send(request)
+        async with reply:
+            chunks = reply.chunks()
+            assert await anext(chunks) == FIRST
+            call_of(request).rest_until_s = time.perf_counter() + 0.25
+            rests.set()
+            assert await anext(chunks) == SECOND + THIRD + FINAL
+            assert [chunk async for chunk in chunks] == []
+
+
+def chunked(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)

@@ -84,7 +84,8 @@ class OllamaConnection:
         while True:
             wire = pool.take_idle() or await pool.take()
             is_reused = wire.is_used
-            reply = wire.exchange(head, request.body, is_head_only=request.method == "HEAD")
+            is_head_only = request.method == "HEAD"
+            reply = wire.exchange(head, request.body, is_head_only=is_head_only, call=request.call)
             try:
                 await reply.started()
             except Unanswered as lost:

@@ -13,6 +13,7 @@ from ollamalab.errors import UpstreamError
 
 if TYPE_CHECKING:
     from ollamalab.connection.wire import Wire
+    from ollamalab.protocol.calls import Call
 
 #: A reader who lags further behind than this stops the reading from the socket: then the server's own
 #: socket fills up and the server waits, instead of our memory growing. One read may overshoot it.
@@ -41,6 +42,7 @@ class HttpReply:
     """
 
     __slots__ = (
+        "_call",
         "_held",
         "_is_started",
         "_waiter",
@@ -56,7 +58,7 @@ class HttpReply:
         "waiting_since_s",
     )
 
-    def __init__(self, wire: Wire, *, connected_s: float | None) -> None:
+    def __init__(self, wire: Wire, *, connected_s: float | None, call: Call | None = None) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.connected_s = connected_s
@@ -66,6 +68,7 @@ class HttpReply:
         self.held_bytes = 0
         self.is_ended = False
         self.waiting_since_s: float | None = None
+        self._call = call
         self._held: deque[tuple[float, bytes]] = deque()
         self._is_started = False
         self._waiter: asyncio.Future[None] | None = None
@@ -90,6 +93,8 @@ class HttpReply:
                 raise self.failure
             if self.is_ended:
                 return
+            if self._call is not None and self._call.rest_until_s:
+                await self._rest(self._call)
             await self._news()
 
     async def __aenter__(self) -> Self:
@@ -145,6 +150,19 @@ class HttpReply:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    async def _rest(self, call: Call) -> None:
+        """Let the kernel gather what comes for as long as the reader wants nothing.
+
+        Many small reads, each with its turn of the loop, become one. The end of the body is seen no sooner
+        than the rest.
+        """
+        rest_s = call.rest_until_s - time.perf_counter()
+        call.rest_until_s = 0.0
+        if rest_s > 0:
+            self._wire.pause()
+            await asyncio.sleep(rest_s)
+            self._wire.resume()
 
     async def _news(self) -> None:
         """Wait for the wire to say that there is something new."""

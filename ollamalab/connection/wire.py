@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
@@ -12,6 +12,9 @@ from ollamalab.connection.failures import PARSE_ERRORS, Blame
 from ollamalab.connection.heads import HOP_HEADERS
 from ollamalab.connection.reply import HELD_LIMIT_BYTES, HttpReply
 from ollamalab.errors import UpstreamError
+
+if TYPE_CHECKING:
+    from ollamalab.protocol.calls import Call
 
 #: Of a head, or of trailers and chunk extensions, that may come in a row without a byte of body.
 MAX_HEAD_BYTES = 64 * 1024
@@ -52,7 +55,7 @@ class Wire(asyncio.Protocol):
     Attributes:
         connected_s: When it stood, TLS included; ``time.perf_counter``.
         is_used: Whether an exchange has begun on it.
-        is_paused: Whether it reads no further because the reader of the reply lags.
+        is_paused: Whether it reads no further because the reader of the reply lags or rests.
         on_body: What the parser calls with each piece of a body.
     """
 
@@ -85,15 +88,18 @@ class Wire(asyncio.Protocol):
         """Whether it can carry an exchange."""
         return self._transport is not None
 
-    def exchange(self, head: bytes, body: bytes, *, is_head_only: bool) -> HttpReply:
+    def exchange(
+        self, head: bytes, body: bytes, *, is_head_only: bool, call: Call | None = None
+    ) -> HttpReply:
         """Send a request; the reply fills as bytes come.
 
         Args:
             head: Request line and headers.
             body: What follows them.
             is_head_only: Whether the method is HEAD: a reply without a body, whatever its headers say.
+            call: Says when the reader of the reply wants to rest.
         """
-        reply = HttpReply(self, connected_s=None if self.is_used else self.connected_s)
+        reply = HttpReply(self, connected_s=None if self.is_used else self.connected_s, call=call)
         self.is_used = True
         transport = self._transport
         if transport is None:  # it closed on its way to us
@@ -115,8 +121,14 @@ class Wire(asyncio.Protocol):
             reply.sent_end_s = time.perf_counter()
         return reply
 
+    def pause(self) -> None:
+        """Read no further: what comes fills the sockets' buffers, then the server waits."""
+        if not self.is_paused and self._transport is not None:
+            self.is_paused = True
+            self._transport.pause_reading()
+
     def resume(self) -> None:
-        """Read on, now that the reader of the reply has caught up."""
+        """Read on, now that the reader of the reply has caught up or rested."""
         self.is_paused = False
         if self._transport is not None:
             self._transport.resume_reading()
@@ -160,9 +172,8 @@ class Wire(asyncio.Protocol):
         elif failure is not None:
             self._fail(self._blame.broken(failure))
         elif self._is_begun:
-            if reply.held_bytes > HELD_LIMIT_BYTES and not self.is_paused and self._transport is not None:
-                self.is_paused = True
-                self._transport.pause_reading()
+            if reply.held_bytes > HELD_LIMIT_BYTES:
+                self.pause()
             reply.wake()
 
     def eof_received(self) -> None:

@@ -78,7 +78,7 @@ class Relay:
             await _pass_bytes(chunks, exchange)
         else:
             batcher = StreamBatcher(self._batch, is_openai=is_openai, tally=self.batched)
-            await write_frames(chunks, batcher, exchange)
+            await write_frames(chunks, batcher, exchange, call)
         if not (tail.is_whole or tail.is_error):
             raise BadReply("the server ended the stream without its final line; the answer is not complete")
 

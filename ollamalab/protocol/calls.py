@@ -57,6 +57,10 @@ class Call:
         deadline_s: Moment (``time.perf_counter``) after which nobody wants the answer; None = no limit.
         cache_control: ``Cache-Control`` as sent, "" if not.
         ledger: Part to seconds that it took before the first byte, in order of passage.
+        passage: What the part that counts places hears of this request; the part that knows where the
+            request went may complete it. None without such a part.
+        rest_until_s: Moment (``time.perf_counter``) before which the reader of the answer wants no more of
+            it; a connection may leave what comes in the kernel meanwhile. 0 = never mind.
     """
 
     endpoint: Endpoint
@@ -70,6 +74,8 @@ class Call:
     deadline_s: float | None = None
     cache_control: str = ""
     ledger: dict[str, float] = field(default_factory=dict)
+    passage: object | None = None
+    rest_until_s: float = 0.0
 
     @property
     def options(self) -> Mapping[str, Any]:
