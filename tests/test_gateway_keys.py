@@ -39,9 +39,10 @@ def test_anything_else_names_nobody(tmp_path: Path, header: str):
     [
         ("alice", "line 1: a line must be `name key`, two words"),
         ("# x\nalice secret-of-alice more", "line 2: a line must be `name key`"),
-        ("alice short", "line 1: the key of alice is too short; use 8 characters or more"),
-        ("alice secret-one\nalice secret-two", "line 2: the name alice has a key already"),
-        ("alice secret-one\nbob secret-one", "line 2: bob has the key of alice"),
+        ("alice short", "line 1: the key, the second word, is too short; use 8 characters"),
+        ("alice secret-one\nalice secret-two", "line 2: another line has this name already"),
+        ("alice secret-one\nbob secret-one", "line 2: another line has this key already"),
+        ("secret-of-alice alice", "line 1: the key, the second word, is too short"),
         ("# nobody\n", "has no keys; write one `name key` per line"),
     ],
 )

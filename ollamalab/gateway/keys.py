@@ -79,11 +79,12 @@ class KeyRing:
 
 
 def _problem(words: list[str], holders: Mapping[str, str]) -> str | None:
+    """Return what is wrong with a line, without a word of it: its two may be the wrong way round."""
     if len(words) != 2:
         return "a line must be `name key`, two words"
     name, key = words
     if len(key) < _LEAST_CHARACTERS:
-        return f"the key of {name} is too short; use {_LEAST_CHARACTERS} characters or more"
+        return f"the key, the second word, is too short; use {_LEAST_CHARACTERS} characters or more"
     if name in holders.values():
-        return f"the name {name} has a key already"
-    return f"{name} has the key of {holders[key]}" if key in holders else None
+        return "another line has this name already"
+    return "another line has this key already" if key in holders else None
