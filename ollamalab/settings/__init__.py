@@ -10,6 +10,7 @@ from ollamalab.settings.gateway import GatewaySettings, UpstreamSettings
 from ollamalab.settings.limits import ServerLimits
 from ollamalab.settings.queueing import QueueSettings
 from ollamalab.settings.server import KV_CACHE_TYPES, ServerSettings, server_settings_from_environment
+from ollamalab.settings.warmup import WarmupSettings
 
 __all__ = [
     "KV_CACHE_TYPES",
@@ -20,5 +21,6 @@ __all__ = [
     "ServerLimits",
     "ServerSettings",
     "UpstreamSettings",
+    "WarmupSettings",
     "server_settings_from_environment",
 ]

@@ -1,0 +1,136 @@
+"""The models of one upstream: what happens to them goes in, what to do comes out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ollamalab.protocol.calls import Call
+from ollamalab.protocol.loaded import LoadedModel
+from ollamalab.protocol.names import parse_name
+from ollamalab.settings.warmup import WarmupSettings
+from ollamalab.warmup.controller import Controller, Decision, renewal_due_s
+from ollamalab.warmup.ledger import Claim
+from ollamalab.warmup.preload import Preload
+from ollamalab.warmup.room import Room
+from ollamalab.warmup.warmth import Fate, Step, Warmth
+
+#: Share of a model's keep-alive after which to look again; models kept for less than seconds are not kept.
+_PAUSE_RATIO = 0.25
+_SHORTEST_PAUSE_S = 1.0
+
+
+class Visit:
+    """One request on its way; whoever sent it says how it goes on.
+
+    Attributes:
+        call: What it asks.
+        claim: What it found; None if others were under way.
+    """
+
+    __slots__ = ("_clock", "_is_over", "_warmth", "call", "claim")
+
+    def __init__(self, warmth: Warmth, call: Call, clock: Callable[[], float]) -> None:
+        self.call = call
+        self._warmth = warmth
+        self._clock = clock
+        self._is_over = False
+        self.claim: Claim | None = warmth.begun(clock())
+
+    def answering(self) -> None:
+        """The first byte of a good answer is there."""
+        self._warmth.answering()
+
+    def ended(self, fate: Fate) -> None:
+        """It is over; only the first time counts."""
+        if not self._is_over:
+            self._is_over = True
+            self._warmth.ended(self._clock(), self.call, self.claim, fate)
+
+
+class Keeper:
+    """Keeps the books of one upstream's models.
+
+    Args:
+        settings: Which models to load in any case, and what holding costs.
+
+    Attributes:
+        models: What is known of each, by its key (``ModelName.key``).
+    """
+
+    def __init__(self, settings: WarmupSettings) -> None:
+        self.models: dict[str, Warmth] = {}
+        self._controller = Controller(settings)
+        self._room = Room()
+        self._listed: tuple[LoadedModel, ...] = ()
+        self._wanted = {parse_name(name).key: name for name in settings.models}
+        self.restarted()
+
+    def begun(self, call: Call, clock: Callable[[], float]) -> Visit:
+        """Take note of a request that is sent to this upstream; its ``ended`` is to be called.
+
+        Args:
+            call: It names a model.
+            clock: Monotonic seconds.
+        """
+        warmth = self.models.get(call.model_key)
+        if warmth is None:
+            warmth = self.models[call.model_key] = Warmth(Preload(model=call.model))
+        return Visit(warmth, call, clock)
+
+    def restarted(self) -> None:
+        """The upstream has come, or come back: what is wanted in any case is to be loaded."""
+        for key, name in self._wanted.items():
+            self.models.setdefault(key, Warmth(Preload(model=name))).is_due = True
+
+    def listed(
+        self, asked_s: float, listed: Sequence[LoadedModel], expires_s: Mapping[str, float | None]
+    ) -> None:
+        """Take note of what is in memory.
+
+        Args:
+            asked_s: When the server was asked.
+            listed: Its answer.
+            expires_s: Each one's end on our clock, by key; None if the server does not say.
+        """
+        shown = {model.key: model for model in listed}
+        has_lost = False
+        for key, warmth in self.models.items():
+            has_lost |= warmth.listed(asked_s, shown.get(key), expires_s.get(key))
+        is_in_use = any(warmth.in_flight for warmth in self.models.values())
+        if has_lost and not listed and not is_in_use:
+            self.restarted()  # nothing has made way for another: all are gone
+        self._listed = tuple(listed)
+        self._room.note(self._listed, is_full=has_lost)
+
+    def decide(self, now_s: float) -> Decision | None:
+        """Return what is to be done now; whoever does it calls ``step_begun`` and ``step_ended``."""
+        return self._controller.decide(now_s, self.models, self._listed, self._room)
+
+    def step_begun(self, decision: Decision, now_s: float) -> Preload:
+        """Return the request that does it."""
+        warmth = self.models[decision.key]
+        warmth.step_begun(decision.step, now_s)
+        return warmth.preload if decision.step is Step.LOAD else warmth.preload.renewal()
+
+    def step_ended(self, decision: Decision, now_s: float, *, took_s: float | None) -> None:
+        """Take note that it is done, or None that it failed."""
+        self.models[decision.key].step_ended(now_s, took_s)
+
+    def pause_s(self, now_s: float, poll_s: float) -> float:
+        """Return how long nothing has to be looked at.
+
+        Until the next renewal is to be decided on, and less than a model's own keep-alive: one that has
+        just been used must be seen before its time is up.
+
+        Args:
+            now_s: The moment.
+            poll_s: The longest pause.
+        """
+        pause_s = poll_s
+        for warmth in self.models.values():
+            if warmth.keep_s > 0:
+                pause_s = min(pause_s, max(_SHORTEST_PAUSE_S, warmth.keep_s * _PAUSE_RATIO))
+            due_s = renewal_due_s(warmth)
+            if due_s is not None and due_s > now_s:
+                pause_s = min(pause_s, due_s - now_s)
+        return pause_s
