@@ -7,6 +7,7 @@ from slot_simulation import Answers, SlotSimulation
 
 from ollamalab.queueing.capacity import LearntCapacity, capacity_of
 from ollamalab.queueing.parallelism import MOST, Parallelism
+from ollamalab.queueing.ticket import State
 from ollamalab.queueing.work import Work
 from ollamalab.settings import QueueSettings
 
@@ -140,15 +141,15 @@ def test_lanes_learn_apart_and_their_number_is_bounded() -> None:
         for passage in passages:
             passage.begun(at_s + 1)
         for passage in passages:
-            passage.ended(at_s + 3, IN_TIME)
+            passage.ended(at_s + 3, State.COMPLETED, IN_TIME)
     assert capacity.limits() == {"large": 3}
     assert (capacity.limit("large"), capacity.limit("small")) == (4, 2)
     for number in range(1000):
-        capacity.begin(f"model {number}", 0.0).ended(1.0, None)
+        capacity.begin(f"model {number}", 0.0).ended(1.0, State.FAILED, None)
     assert len(capacity.limits()) == 256
 
 
 def test_a_number_in_the_settings_is_the_limit_of_every_model() -> None:
     capacity = capacity_of(QueueSettings(max_concurrent=3))
-    capacity.begin("model", 0.0).ended(1.0, WAITED)
+    capacity.begin("model", 0.0).ended(1.0, State.COMPLETED, WAITED)
     assert (capacity.limit("model"), capacity.limits()) == (3, {})

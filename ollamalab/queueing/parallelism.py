@@ -31,9 +31,10 @@ MOST = 64
 _VOTE = 0.25
 _DOUBTFUL_VOTE = 0.1
 
-#: A wait for a slot is one if it is longer than this, and than this share of the work itself.
-_NOTICEABLE_S = 0.02
-_NOTICEABLE_RATIO = 0.02
+#: Seconds of an answer that are neither work nor waiting: Ollama's own, 2 to 14 ms where nothing waits,
+#: less for short work. Only what goes beyond is a wait for a slot.
+_OVERHEAD_S = 0.02
+_OVERHEAD_RATIO = 0.25
 
 #: Votes on the level reached until the next one is tried again: doubled by each failure.
 _PATIENCE = 8
@@ -132,7 +133,7 @@ class Parallelism:
         if work is None:
             return
         if work.slot_wait_s is not None and work.busy_s is not None:
-            waited = work.slot_wait_s > _NOTICEABLE_S + _NOTICEABLE_RATIO * work.busy_s
+            waited = work.slot_wait_s > min(_OVERHEAD_S, _OVERHEAD_RATIO * work.busy_s)
             if waited or not flight.has_begun:  # a stream that was in time has voted already
                 self._vote(flight.level, holds=not waited, weight=_VOTE)
         elif flight.is_late:
