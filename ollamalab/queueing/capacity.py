@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ollamalab.queueing.parallelism import Flight, Parallelism
+from ollamalab.queueing.ticket import State
 from ollamalab.queueing.work import Work
 from ollamalab.settings.queueing import QueueSettings
 
@@ -21,8 +22,14 @@ class Passage(Protocol):
         """A stream has given its first bytes."""
         ...
 
-    def ended(self, now_s: float, work: Work | None) -> None:
-        """The place is free again; ``work`` is None if the request was not answered to the end."""
+    def ended(self, now_s: float, state: State, work: Work | None) -> None:
+        """The place is free again.
+
+        Args:
+            now_s: When.
+            state: How the request ended.
+            work: What it took; None if that is not known.
+        """
         ...
 
 
@@ -96,7 +103,7 @@ class _Deaf:
     def begun(self, now_s: float) -> None:
         pass
 
-    def ended(self, now_s: float, work: Work | None) -> None:
+    def ended(self, now_s: float, state: State, work: Work | None) -> None:
         pass
 
 
@@ -112,5 +119,5 @@ class _Observed:
     def begun(self, now_s: float) -> None:
         self.parallelism.first_token(self.flight, now_s)
 
-    def ended(self, now_s: float, work: Work | None) -> None:
-        self.parallelism.ended(self.flight, now_s, work)
+    def ended(self, now_s: float, state: State, work: Work | None) -> None:
+        self.parallelism.ended(self.flight, now_s, work if state is State.COMPLETED else None)

@@ -80,7 +80,8 @@ class RequestQueue:
         call.ledger["queue"] = now_s - ticket.arrived_s
         if ticket.state is not State.ACTIVE:
             raise admission.refusal(ticket, now_s)
-        return Slot(self, ticket, prompt_tokens, self._capacity.begin(lane, now_s))
+        passage = call.passage = self._capacity.begin(lane, now_s)
+        return Slot(self, ticket, prompt_tokens, passage)
 
     @asynccontextmanager
     async def slot(self, call: Call) -> AsyncIterator[Slot]:
@@ -92,6 +93,10 @@ class RequestQueue:
             slot.release(state_after(error))
             raise
         slot.release()
+
+    def refill(self) -> None:
+        """Look whether more places are free: the capacity has changed by itself."""
+        self._wake(self._admission.dispatch_all(self._clock()))
 
     def statistics(self) -> QueueStatistics:
         """Return what happened so far."""
@@ -146,7 +151,7 @@ class RequestQueue:
             output_tokens = work.output_tokens if work else None
             service_s = now_s - (ticket.arrived_s if ticket.granted_s is None else ticket.granted_s)
             self._admission.history.note(ticket.lane, service_s=service_s, output_tokens=output_tokens)
-        slot.passage.ended(now_s, work if state is State.COMPLETED else None)
+        slot.passage.ended(now_s, state, work)
         self._wake(self._admission.release(ticket, state, now_s, cost_tokens=cost))
 
 
