@@ -31,6 +31,7 @@ def call(path: str, **fields: Any) -> Call:
         ("max-age=-1", CacheControl()),
         ("max-age=soon, no-transform, =, ,;", CacheControl()),
         ("max-age=²", CacheControl()),
+        (f"max-age={'9' * 5000}", CacheControl(max_age_s=float("inf"))),
     ],
 )
 def test_directives_are_read_and_the_unreadable_ignored(text: str, control: CacheControl) -> None:

@@ -76,7 +76,7 @@ def test_a_body_that_cannot_be_read_is_refused_in_ollamas_words(path: str, body:
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize("value", ["10", "-1", "five", "", "１", "5 "])
+@pytest.mark.parametrize("value", ["10", "-1", "five", "", "１", "5 ", "0" * 5000])
 def test_a_priority_outside_0_to_9_is_refused_by_name_and_value(value: str):
     with pytest.raises(RequestRefused, match="x-ollamalab-priority must be a whole number from 0 to 9"):
         named(request_to("/api/chat", b"{}", x_ollamalab_priority=value))

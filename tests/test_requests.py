@@ -134,6 +134,22 @@ def test_what_cannot_be_read_is_refused_in_ollama_s_words(
         decode_body(data, kind)
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (b"NaN", "invalid character 'N' looking for beginning of value"),
+        (b"-Infinity", "invalid character 'I' in numeric literal"),
+        (b"1e400", "json: cannot unmarshal number 1e400 into Go value of type float64"),
+        (b"1" * 5000, f"json: cannot unmarshal number {'1' * 40}... into Go value of type float64"),
+        (b"[" * 50_000 + b"]" * 50_000, "exceeded max depth"),
+    ],
+)
+def test_what_no_float_and_no_stack_can_hold_is_refused_too(value: bytes, words: str) -> None:
+    """Python reads some of it, and fails at the rest with errors of its own."""
+    with pytest.raises(SettingsError, match=f"^{re.escape(words)}$"):
+        decode_body(b'{"options":{"seed":%b}}' % value, GenerateRequest)
+
+
 @pytest.mark.parametrize("think", [True, False, "low", "medium", "high", "max"])
 def test_every_way_to_think_is_understood(think: bool | str) -> None:
     assert decode_body(msgspec.json.encode({"think": think}), ChatRequest).think == think

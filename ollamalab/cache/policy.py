@@ -46,7 +46,7 @@ def parse_cache_control(text: str) -> CacheControl:
     directives = [part.partition("=") for part in text.lower().split(",")]
     names = {name.strip() for name, _, _ in directives}
     ages = [value.strip().strip('"') for name, _, value in directives if name.strip() == "max-age"]
-    seconds = [int(age) for age in ages if age.isascii() and age.isdigit()]
+    seconds = [float(age) for age in ages if age.isascii() and age.isdigit()]
     return CacheControl(
         no_cache="no-cache" in names,
         no_store="no-store" in names,

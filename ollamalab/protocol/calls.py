@@ -36,6 +36,7 @@ TIMING_HEADER = "server-timing"
 _BAD_REQUEST, _NOT_FOUND = 400, 404
 _MAX_CLIENT_CHARACTERS = 200
 _MAX_DEADLINE_MS = 86_400_000  # a day
+_MAX_DIGITS = 18  # Python refuses to read thousands
 
 
 @dataclass(kw_only=True, slots=True)
@@ -170,7 +171,8 @@ def _whole_number(headers: Mapping[str, str], name: str, lowest: int, highest: i
     text = headers.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and lowest <= int(text) <= highest):
+    is_short_number = text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+    if not (is_short_number and lowest <= int(text) <= highest):
         raise RequestRefused(
             _BAD_REQUEST, f"{name} must be a whole number from {lowest} to {highest}, got {_shown(text)}"
         )

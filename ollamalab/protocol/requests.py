@@ -10,8 +10,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
-from typing import Any, TypeVar
+import sys
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -201,16 +203,40 @@ def _message_fields(value: object) -> object:
 def _first_value(data: bytes) -> Any:
     """Return the first JSON value, whatever follows it, as Go's decoder does."""
     try:
-        return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        text = data.decode(errors="replace").lstrip(" \t\r\n")
-    if not text:
-        raise SettingsError("missing request body")
-    try:
-        value, _end = json.JSONDecoder().raw_decode(text)
+        try:
+            return msgspec.json.decode(data)
+        except (msgspec.DecodeError, ValueError):  # of no JSON, of no Unicode, of too many digits
+            text = data.decode(errors="replace").lstrip(" \t\r\n")
+        if not text:
+            raise SettingsError("missing request body")
+        value, _end = _LENIENT.raw_decode(text)
     except json.JSONDecodeError as error:
         raise SettingsError(_go_syntax_error(error)) from error
+    except RecursionError as error:
+        raise SettingsError("exceeded max depth") from error  # which is 10,000 in Go, and less here
     return value
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        shown = digits if len(digits) <= _SHOWN_DIGITS else f"{digits[:_SHOWN_DIGITS]}..."
+        raise SettingsError(f"json: cannot unmarshal number {shown} into Go value of type float64")
+    return value
+
+
+def _whole(digits: str) -> int:
+    return int(digits) if len(digits) <= sys.float_info.max_10_exp else int(_finite(digits))
+
+
+def _no_number(name: str) -> NoReturn:
+    place = "in numeric literal" if name.startswith("-") else "looking for beginning of value"
+    raise SettingsError(f"invalid character '{name.lstrip('-')[0]}' {place}")
+
+
+#: For what msgspec refuses: JSON with something behind it, and numbers too large for a float.
+_LENIENT = json.JSONDecoder(parse_float=_finite, parse_int=_whole, parse_constant=_no_number)
+_SHOWN_DIGITS = 40
 
 
 _AFTER = {
