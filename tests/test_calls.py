@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 from ollamalab.errors import RequestRefused
-from ollamalab.protocol.calls import call_of, named
+from ollamalab.protocol.calls import Call, call_of, named, read_call
 from ollamalab.protocol.endpoints import ENDPOINTS, Kind, endpoint_of
 from ollamalab.protocol.upstream import Request
 
@@ -15,6 +16,10 @@ from ollamalab.protocol.upstream import Request
 def request_to(path: str, body: bytes = b"", **headers: str) -> Request:
     named_headers = {name.replace("_", "-"): value for name, value in headers.items()}
     return Request(method="POST", path=path, headers=named_headers, body=body)
+
+
+def read(request: Request, **known: Any) -> Call:
+    return read_call(request.path, request.headers, request.body, **known)
 
 
 def test_a_request_is_read_once():
@@ -91,19 +96,19 @@ def test_headers_say_how_urgent_and_for_whom():
         x_ollamalab_deadline_ms="250",
         cache_control="no-cache",
     )
-    call = call_of(named(request, client="10.0.0.7", arrived_s=100.0))
+    call = read(request, client="10.0.0.7", arrived_s=100.0)
     assert (call.priority, call.client, call.cache_control) == (0, "batch", "no-cache")
     assert call.deadline_s == pytest.approx(100.25)
 
 
 def test_a_client_without_a_name_counts_by_its_address():
-    assert call_of(named(request_to("/api/chat", b"{}"), client="10.0.0.7")).client == "10.0.0.7"
+    assert read(request_to("/api/chat", b"{}"), client="10.0.0.7").client == "10.0.0.7"
 
 
 def test_the_holder_of_a_key_cannot_pass_for_another():
     """With a key, the name in a header is ignored: it would move one's load to somebody else."""
     request = request_to("/api/chat", b"{}", x_ollamalab_client="somebody")
-    call = call_of(named(request, client="10.0.0.7", tenant="alice"))
+    call = read(request, client="10.0.0.7", tenant="alice")
     assert (call.client, call.tenant) == ("alice", "alice")
 
 

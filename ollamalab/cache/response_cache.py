@@ -6,9 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+
+from msgspec.structs import replace
 
 from ollamalab.cache import sse
 from ollamalab.cache.capture import complete_pieces, piece_offsets_s

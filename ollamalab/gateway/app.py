@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Protocol
 
 from ollamalab.errors import OllamaLabError, RequestRefused
@@ -14,7 +13,7 @@ from ollamalab.gateway.failures import Whole, text_answer
 from ollamalab.gateway.relay import Relay, fail
 from ollamalab.gateway.served import Served
 from ollamalab.gateway.server import Incoming, Outgoing
-from ollamalab.protocol.calls import named
+from ollamalab.protocol.calls import read_call
 from ollamalab.protocol.endpoints import Kind, endpoint_of
 from ollamalab.protocol.origins import PREFLIGHT_HEADERS, AccessRules
 from ollamalab.protocol.upstream import Request
@@ -105,16 +104,22 @@ class Gateway:
         if answer is not None:
             exchange.whole(answer.status, answer.headers, answer.body)
             return
-        request = named(
-            Request(
-                method=incoming.method, path=incoming.target, headers=incoming.headers, body=incoming.body
-            ),
+        exchange.call = read_call(
+            incoming.target,
+            incoming.headers,
+            incoming.body,
             client=incoming.peer,
             tenant=tenant,
             arrived_s=incoming.received_s,
         )
-        exchange.call = request.call
-        await self._relay.answer(replace(request, headers=_passed(incoming.headers)), exchange)
+        request = Request(
+            method=incoming.method,
+            path=incoming.target,
+            headers=_passed(incoming.headers),
+            body=incoming.body,
+            call=exchange.call,
+        )
+        await self._relay.answer(request, exchange)
 
     def _foreign(self, incoming: Incoming, exchange: Exchange) -> Whole | None:
         """Return the answer to a foreign page or host name, or to a page that asks beforehand."""

@@ -172,7 +172,7 @@ class Progress:
             async for chunk in reply.chunks():
                 wait.since_s = None  # from here on the reader is to be waited for
                 yield chunk
-                wait.begin(clock())
+                wait.since_s = clock()
         except (asyncio.CancelledError, UpstreamError) as error:
             if wait.is_given_up_by(error):
                 raise self._timeout(wait) from error

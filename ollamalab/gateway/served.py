@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 
 class Ending(StrEnum):
@@ -14,8 +15,7 @@ class Ending(StrEnum):
     CLIENT_GONE = "client_gone"  #: the client hung up or read too slowly
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Served:
+class Served(msgspec.Struct, frozen=True, kw_only=True):
     """One request that is over.
 
     Attributes:

@@ -8,9 +8,11 @@ there, and each adds the seconds it took to the call's ledger.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
+
+from msgspec.structs import replace
 
 from ollamalab.errors import RequestRefused, SettingsError
 from ollamalab.protocol.endpoints import Endpoint, Kind, endpoint_of
@@ -61,7 +63,7 @@ class Call:
         passage: What the part that counts places hears of this request; the part that knows where the
             request went may complete it. None without such a part.
         rest_until_s: Moment (``time.perf_counter``) before which the reader of the answer wants no more of
-            it; a connection may leave what comes in the kernel meanwhile. 0 = never mind.
+            it, except its end; a connection may gather what comes meanwhile. 0 = never mind.
     """
 
     endpoint: Endpoint
@@ -93,11 +95,21 @@ class Call:
         return int(value) if isinstance(value, int | float) and value > 0 else None
 
 
-def named(request: Request, *, client: str = "", tenant: str = "", arrived_s: float | None = None) -> Request:
-    """Return the request with its call; itself if it has one.
+def read_call(
+    path: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    client: str = "",
+    tenant: str = "",
+    arrived_s: float | None = None,
+) -> Call:
+    """Return what a request means.
 
     Args:
-        request: As it came.
+        path: With its query, if any.
+        headers: Names in lower case.
+        body: As it came.
         client: For whom it counts if there is neither a tenant nor a header that says.
         tenant: Holder of its API key: for whom it counts, and who shares cached answers with it.
         arrived_s: Moment from which a deadline counts (``time.perf_counter``); None ignores deadlines.
@@ -105,12 +117,9 @@ def named(request: Request, *, client: str = "", tenant: str = "", arrived_s: fl
     Raises:
         RequestRefused: 404 for an unknown path, 400 for a body or header that cannot be read.
     """
-    if request.call is not None:
-        return request
-    endpoint = endpoint_of(request.path.partition("?")[0])
+    endpoint = endpoint_of(path.partition("?")[0])
     if endpoint is None:
         raise RequestRefused(_NOT_FOUND, "404 page not found")
-    headers = request.headers
     deadline_ms = _whole_number(headers, DEADLINE_HEADER, 1, _MAX_DEADLINE_MS)
     priority = _whole_number(headers, PRIORITY_HEADER, 0, LOWEST_PRIORITY)
     call = Call(
@@ -123,19 +132,24 @@ def named(request: Request, *, client: str = "", tenant: str = "", arrived_s: fl
     )
     is_encoded = endpoint.kind is Kind.INFERENCE and "content-encoding" in headers
     if endpoint.names_model and not is_encoded:  # /v1/responses also takes zstd, which is not ours to read
-        _read_body(call, request.body)
+        _read_body(call, body)
+    return call
+
+
+def named(request: Request, *, client: str = "", tenant: str = "", arrived_s: float | None = None) -> Request:
+    """Return the request with its call; itself if it has one. Takes and raises what ``read_call`` does."""
+    if request.call is not None:
+        return request
+    call = read_call(
+        request.path, request.headers, request.body, client=client, tenant=tenant, arrived_s=arrived_s
+    )
     return replace(request, call=call)
 
 
 def call_of(request: Request) -> Call:
-    """Return the call of a request that ``named`` has seen.
-
-    Raises:
-        RequestRefused: It has none and cannot be read.
-    """
-    call = named(request).call
-    assert call is not None
-    return call
+    """Return what a request means, read now if nobody has. Raises what ``read_call`` raises."""
+    call = request.call
+    return read_call(request.path, request.headers, request.body) if call is None else call
 
 
 def _read_body(call: Call, body: bytes) -> None:

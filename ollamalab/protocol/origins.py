@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "0.0.0.0")
@@ -67,6 +68,10 @@ class AccessRules:
         """Whether a request with this ``Host`` header is answered; a port in it does not matter."""
         if not self.is_loopback:
             return True
+        return self._is_near(host)
+
+    @lru_cache(maxsize=256)  # noqa: B019 - rules live as long as their server, and hosts repeat
+    def _is_near(self, host: str) -> bool:
         name = _without_port(host.strip()).lower()
         try:
             address = ipaddress.ip_address(name.strip("[]"))

@@ -8,16 +8,16 @@ bytes stay bytes; JSON is parsed only where a part needs it.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
+
+import msgspec
 
 if TYPE_CHECKING:
     from ollamalab.protocol.calls import Call
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One HTTP request to an Ollama server.
 
     Attributes:
@@ -30,7 +30,7 @@ class Request:
 
     method: str
     path: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     body: bytes = b""
     call: Call | None = None
 
