@@ -16,7 +16,7 @@ from ollamalab import QueueSettings, RequestQueue
 from ollamalab.connection import ConnectionSettings, OllamaConnection
 from ollamalab.errors import OllamaLabError, QueueFull, ShareExceeded, UpstreamError, WaitTimeout
 from ollamalab.protocol.bodies import SERVER_BUSY
-from ollamalab.protocol.calls import QUEUE_HEADER, Call, call_of, named
+from ollamalab.protocol.calls import CLIENT_HEADER, QUEUE_HEADER, Call, call_of, named
 from ollamalab.protocol.upstream import Reply, Request, Upstream
 from ollamalab.queueing import FixedCapacity, QueuedUpstream, QueueStatistics, State, Work
 from ollamalab.scripted import Fault, Script, ScriptedServer
@@ -30,7 +30,8 @@ LANE = "registry.ollama.ai/library/scripted:latest"
 def request(prompt: str = "hello", *, client: str = "ann", path: str = "/api/chat", **fields: Any) -> Request:
     """One request of a client; the prompt tells it apart in the server's log."""
     body = {"model": "scripted", "messages": [{"role": "user", "content": prompt}], **fields}
-    return named(Request(method="POST", path=path, body=json.dumps(body).encode()), client=client)
+    headers = {CLIENT_HEADER: client}
+    return named(Request(method="POST", path=path, headers=headers, body=json.dumps(body).encode()))
 
 
 def call(client: str = "ann", **about: Any) -> Call:

@@ -177,7 +177,7 @@ async def passages() -> dict[str, Row]:
     request = Request(method="POST", path="/api/chat", body=body)
 
     async def ask_s(upstream: Any, times: int) -> float:
-        requests = [named(request, client="c") for _ in range(times)]
+        requests = [named(request) for _ in range(times)]
         begun_s = time.process_time()
         for one in requests:
             async with await upstream.send(one) as reply:
