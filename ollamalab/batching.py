@@ -9,8 +9,8 @@ lines later. Three ways to choose:
 - *window*: at most one frame in so many seconds. A line that comes after a quieter time leaves at once,
   so this never delays a stream that is slower than its window.
 - *adaptive*: every chunk leaves at once; but when it turns out that the event loop or the client is
-  behind, the stream is left alone for a moment after each frame, in which the kernel gathers lines for
-  nothing. See ``_rest_after``.
+  behind, the stream is left alone for a moment after each frame, in which its connection gathers lines
+  for next to nothing. See ``_rest_after``.
 
 Always: bytes and their order stay, the first line is never held, the final line and errors leave at once
 with everything before them, and a frame is bounded in bytes. Chunks may begin and end anywhere; what is
@@ -28,9 +28,6 @@ MIN_REST_S = 0.001
 
 #: Longest rest: at 60 frames a second text still flows.
 MAX_REST_S = 0.016
-
-#: Longest rest as a share of the stream's age: the end of a short stream must not wait for a long rest.
-MAX_REST_RATIO = 0.25
 
 #: What the last line of a stream contains. Inside a JSON text the quotes would be escaped, and where
 #: one appears by chance, in a tool's arguments say, lines merely leave sooner.
@@ -55,7 +52,7 @@ class StreamBatcher:
 
     Whoever drives it writes what ``feed`` returns, calls ``flush`` at the moment ``due_s``, should it
     come before the next chunk, and once more when the chunks end or break off; and takes the next chunk no
-    sooner than ``rest_until_s``.
+    sooner than ``rest_until_s``, unless it is the last.
 
     Args:
         settings: How to group.
@@ -64,7 +61,6 @@ class StreamBatcher:
     """
 
     __slots__ = (
-        "_began_s",
         "_edge",
         "_ends",
         "_has_line",
@@ -97,7 +93,6 @@ class StreamBatcher:
         self._is_ending = False
         self._window_end_s = float("-inf")
         self._rest_s = 0.0
-        self._began_s: float | None = None
         self._taken_s = 0.0
 
     @property
@@ -178,13 +173,10 @@ class StreamBatcher:
         thirty lines of a fast one. Nor would the share of processor time in use: where others use the
         processor too, a loop is behind without being busy.
         """
-        if self._began_s is None:
-            self._began_s = now_s
         is_behind = lines > 1
         if is_behind and self._rest_s:
             elapsed_s = now_s - self._taken_s
             is_behind = lines * (elapsed_s - self._rest_s) >= elapsed_s
         if not (is_behind or backlog_bytes):
             return self._rest_s / 2 if self._rest_s > MIN_REST_S else 0.0
-        longest_s = min(MAX_REST_S, max(MIN_REST_S, MAX_REST_RATIO * (now_s - self._began_s)))
-        return min(max(2 * self._rest_s, MIN_REST_S), longest_s)
+        return min(max(2 * self._rest_s, MIN_REST_S), MAX_REST_S)

@@ -176,28 +176,48 @@ async def test_an_adaptive_stream_says_when_it_rests_and_loses_nothing() -> None
     assert batcher.tally.lines == 201
 
 
-async def test_what_comes_during_a_rest_is_one_chunk() -> None:
-    async def slow(peer: Peer) -> None:
+async def test_what_comes_during_a_rest_is_one_chunk_and_the_end_ends_it() -> None:
+    async def serve(peer: Peer) -> None:
         await peer.request()
         await peer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(FIRST))
         await rests.wait()
         for part in (SECOND, THIRD, FINAL):
             await peer.write(chunked(part))
-            await asyncio.sleep(0)
+            for _ in range(5):  # turns of the loop, so that each part is read by itself
+                await asyncio.sleep(0)
         await peer.write(b"0\r\n\r\n")
         await peer.hung_up()
 
     rests = asyncio.Event()
-    async with raw(slow) as server, OllamaConnection(server.url) as connection:
+    async with raw(serve) as server, OllamaConnection(server.url) as connection:
         request = named(Request(method="POST", path="/api/chat", body=b"{}"))
-        reply = await connection.send(request)
-        async with reply:
+        async with await connection.send(request) as reply:
             chunks = reply.chunks()
             assert await anext(chunks) == FIRST
-            call_of(request).rest_until_s = time.perf_counter() + 0.25
+            call_of(request).rest_until_s = time.perf_counter() + 3600
             rests.set()
             assert await anext(chunks) == SECOND + THIRD + FINAL
             assert [chunk async for chunk in chunks] == []
+
+
+async def test_a_rest_ends_in_time_though_nothing_came() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(FIRST))
+        await rested.wait()
+        await peer.write(chunked(SECOND))
+        await peer.write(chunked(FINAL) + b"0\r\n\r\n")
+        await peer.hung_up()
+
+    rested = asyncio.Event()
+    async with raw(serve) as server, OllamaConnection(server.url) as connection:
+        request = named(Request(method="POST", path="/api/chat", body=b"{}"))
+        async with await connection.send(request) as reply:
+            chunks = reply.chunks()
+            assert await anext(chunks) == FIRST
+            call_of(request).rest_until_s = time.perf_counter() + 0.01
+            asyncio.get_running_loop().call_later(0.05, rested.set)
+            assert b"".join([chunk async for chunk in chunks]) == SECOND + FINAL
 
 
 def chunked(data: bytes) -> bytes:

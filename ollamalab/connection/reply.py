@@ -44,6 +44,7 @@ class HttpReply:
     __slots__ = (
         "_call",
         "_held",
+        "_is_resting",
         "_is_started",
         "_waiter",
         "_wire",
@@ -70,6 +71,7 @@ class HttpReply:
         self.waiting_since_s: float | None = None
         self._call = call
         self._held: deque[tuple[float, bytes]] = deque()
+        self._is_resting = False
         self._is_started = False
         self._waiter: asyncio.Future[None] | None = None
         self._wire = wire
@@ -95,7 +97,8 @@ class HttpReply:
                 return
             if self._call is not None and self._call.rest_until_s:
                 await self._rest(self._call)
-            await self._news()
+            else:
+                await self._news()
 
     async def __aenter__(self) -> Self:
         return self
@@ -148,21 +151,35 @@ class HttpReply:
     def wake(self) -> None:
         """Let the reader look again, if it waits."""
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
+        if waiter is not None and not waiter.done() and (self.is_ended or not self._is_resting):
             waiter.set_result(None)
 
     async def _rest(self, call: Call) -> None:
-        """Let the kernel gather what comes for as long as the reader wants nothing.
+        """Gather what comes for as long as the reader wants nothing, but not past the body's end.
 
-        Many small reads, each with its turn of the loop, become one. The end of the body is seen no sooner
-        than the rest.
+        Reading goes on. To stop it too, and leave the gathering to the kernel, was tried: it costs as much
+        as it saves, and the end of a body waited for the end of the rest.
         """
         rest_s = call.rest_until_s - time.perf_counter()
         call.rest_until_s = 0.0
-        if rest_s > 0:
-            self._wire.pause()
-            await asyncio.sleep(rest_s)
-            self._wire.resume()
+        if rest_s <= 0:
+            return
+        timer = asyncio.get_running_loop().call_later(rest_s, self._end_rest)
+        self._is_resting = True
+        try:
+            await self._news()
+        finally:
+            self._is_resting = False
+            timer.cancel()
+        if len(self._held) > 1:
+            first_s = self._held[0][0]
+            gathered = b"".join([chunk for _, chunk in self._held])
+            self._held.clear()
+            self._held.append((first_s, gathered))
+
+    def _end_rest(self) -> None:
+        self._is_resting = False
+        self.wake()
 
     async def _news(self) -> None:
         """Wait for the wire to say that there is something new."""

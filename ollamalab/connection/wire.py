@@ -55,7 +55,7 @@ class Wire(asyncio.Protocol):
     Attributes:
         connected_s: When it stood, TLS included; ``time.perf_counter``.
         is_used: Whether an exchange has begun on it.
-        is_paused: Whether it reads no further because the reader of the reply lags or rests.
+        is_paused: Whether it reads no further because the reader of the reply lags.
         on_body: What the parser calls with each piece of a body.
     """
 
@@ -121,14 +121,8 @@ class Wire(asyncio.Protocol):
             reply.sent_end_s = time.perf_counter()
         return reply
 
-    def pause(self) -> None:
-        """Read no further: what comes fills the sockets' buffers, then the server waits."""
-        if not self.is_paused and self._transport is not None:
-            self.is_paused = True
-            self._transport.pause_reading()
-
     def resume(self) -> None:
-        """Read on, now that the reader of the reply has caught up or rested."""
+        """Read on, now that the reader of the reply has caught up."""
         self.is_paused = False
         if self._transport is not None:
             self._transport.resume_reading()
@@ -172,8 +166,9 @@ class Wire(asyncio.Protocol):
         elif failure is not None:
             self._fail(self._blame.broken(failure))
         elif self._is_begun:
-            if reply.held_bytes > HELD_LIMIT_BYTES:
-                self.pause()
+            if reply.held_bytes > HELD_LIMIT_BYTES and not self.is_paused and self._transport is not None:
+                self.is_paused = True
+                self._transport.pause_reading()
             reply.wake()
 
     def eof_received(self) -> None:

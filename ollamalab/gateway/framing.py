@@ -39,7 +39,8 @@ async def write_frames(
 
     One task does all of it. A frame that is due while the next chunk is awaited is written by a timer,
     since racing the chunk against the moment would cost a task for each chunk. A rest is left to whoever
-    reads the socket: sleeping here would save the writes only, and each line still be read by itself.
+    reads the socket: asleep here, nobody would see the stream's end, and what comes would still be many
+    chunks.
 
     Args:
         chunks: The stream.
