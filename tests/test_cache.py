@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ollamalab import CacheSettings, ResponseCache
 from ollamalab.cache import Answer, MemoryStore
+from ollamalab.cache.key import cache_key
 from ollamalab.connection import OllamaConnection
 from ollamalab.errors import (
     BadReply,
@@ -369,6 +370,36 @@ class TestWhatIsKept:
         store = Swept(max_entries=5, max_bytes=10**6)
         async with ResponseCache(upstream, store=store):
             await store.has_swept.wait()
+
+
+class TestWhatIsAsked:
+    @pytest.mark.parametrize(
+        "twice",
+        [
+            b'"system":"Be rude.","system":null',
+            b'"options":{"num_predict":1},"options":{}',
+            b'"options":{"num_predict":1},"OPTIONS":{},"options":null',
+        ],
+    )
+    async def test_nobody_has_another_answer_kept_for_a_question_by_saying_a_field_twice(
+        self, cache: ResponseCache, upstream: HeldUpstream, twice: bytes
+    ) -> None:
+        """Go would take the first value, or both; the key is made of the last."""
+        head = b'{"model":"%b","prompt":"Hi",' % MODEL.encode()
+        request = Request(method="POST", path="/api/generate", body=head + twice + b"}")
+        await fill(cache, upstream, request)
+        sent = upstream.calls[0].request
+        assert b"rude" not in sent.body
+        assert b"num_predict" not in sent.body
+        again = Request(method="POST", path="/api/generate", body=sent.body)
+        assert cache_key(call_of(again), "d" * 64) == cache_key(call_of(request), "d" * 64)
+
+    async def test_half_a_character_beside_the_question_is_not_sent_on(
+        self, cache: ResponseCache, upstream: HeldUpstream
+    ) -> None:
+        request = chat(stream_options={"x": "\ud800"})
+        await fill(cache, upstream, request)
+        assert json.loads(upstream.calls[0].request.body).keys() == {"model", "messages"}
 
 
 class TestFlights:

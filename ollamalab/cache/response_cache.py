@@ -237,12 +237,19 @@ class ResponseCache:
         return flight, True
 
     def _launch(self, request: Request, question: _Question) -> Flight:
-        """Begin an upstream call whose answer will be kept if it is complete."""
-        hides_usage = question.form is Form.STREAM and question.call.endpoint.is_openai
-        if hides_usage:
-            request = replace(request, body=sse.asking_usage(question.call.fields))
+        """Begin an upstream call whose answer will be kept if it is complete.
+
+        What is asked is what the key was made of. The body as it came may mean something else to Go, for
+        which a field sent twice keeps its first value if the second is null, and objects are merged: its
+        sender could have his answer kept as that to another question.
+        """
+        fields, is_openai = question.call.fields, question.call.endpoint.is_openai
+        asked = sse.asking(fields, has_usage=is_openai and question.form is not Form.WHOLE)
         flight = Flight(
-            self._upstream, request, keep_bytes=self.settings.max_answer_bytes, hides_usage=hides_usage
+            self._upstream,
+            replace(request, body=asked),
+            keep_bytes=self.settings.max_answer_bytes,
+            hides_usage=is_openai and question.form is Form.STREAM,
         )
         task = flight.start(self._fly(flight, question))
         self._tasks.add(task)

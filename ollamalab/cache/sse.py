@@ -39,9 +39,10 @@ def wants_usage(fields: Mapping[str, Any]) -> bool:
     return isinstance(options, dict) and options.get("include_usage") is True
 
 
-def asking_usage(fields: Mapping[str, Any]) -> bytes:
-    """Return the body of the same request for a stream that tells its usage."""
-    return _json({**fields, "stream_options": {"include_usage": True}})
+def asking(fields: Mapping[str, Any], *, has_usage: bool) -> bytes:
+    """Return the body of a request of these fields, for a stream that tells its usage or anything else."""
+    asked = {name: value for name, value in fields.items() if name != "stream_options"}
+    return _json({**asked, "stream_options": {"include_usage": True}} if has_usage else asked)
 
 
 def without_usage(event: bytes) -> bytes:
