@@ -51,6 +51,8 @@ def test_a_final_line_without_newline_is_kept_as_it_came() -> None:
         line("", done=True, done_reason="stop"),
         line("", done=True, done_reason="load", eval_count=1),
         b'{"model":"m","done":"true","response":"x"}\n',
+        b'{"model":"m","done":true,"response":"x","message":null}\n',
+        line("x") + line("y", done=True, logprobs="none"),
     ],
     ids=[
         "nothing",
@@ -68,6 +70,8 @@ def test_a_final_line_without_newline_is_kept_as_it_came() -> None:
         "says nothing and counts nothing",
         "loads only",
         "wrong type",
+        "no message",
+        "logprobs that are no list",
     ],
 )
 def test_any_other_end_of_a_stream_is_none(body: bytes) -> None:

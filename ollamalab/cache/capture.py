@@ -2,7 +2,8 @@
 
 Complete is a stream whose last line says ``done`` (``[DONE]`` under ``/v1``), all of whose lines are
 JSON, and none of which tells an error; or one object that says as much. What says nothing and counts
-no token either is left out too: a model that has nothing to say still spends a token on its end.
+no token either is left out too: a model that has nothing to say still spends a token on its end. So is
+what does not have the shape of an Ollama's answer, of which no other form could be made.
 """
 
 from __future__ import annotations
@@ -19,11 +20,19 @@ from ollamalab.cache import sse
 _NOT_AN_ANSWER = ("load", "unload")
 
 
+class _Called(msgspec.Struct):
+    function: dict[str, Any] | None = None
+
+
 class _Said(msgspec.Struct):
     content: str | None = None
     thinking: str | None = None
     reasoning: str | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[_Called] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[Any] | None = None
 
 
 class _Line(msgspec.Struct):
@@ -31,8 +40,9 @@ class _Line(msgspec.Struct):
 
     response: str = ""
     thinking: str = ""
-    message: _Said | None = None
+    message: _Said | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[Any] | None = None
+    logprobs: list[Any] | None = None
     done: bool = False
     done_reason: str = ""
     eval_count: int = 0
@@ -43,6 +53,7 @@ class _Choice(msgspec.Struct):
     text: str | None = None
     delta: _Said | None = None
     message: _Said | None = None
+    logprobs: _Logprobs | None = None
     finish_reason: str | None = None
 
 
@@ -139,7 +150,8 @@ def _is_openai_complete(pieces: Sequence[bytes], *, is_stream: bool) -> bool:
 
 
 def _says_line(line: _Line) -> bool:
-    return bool(line.response or line.thinking or line.tool_calls) or _says(line.message)
+    message = None if line.message is msgspec.UNSET else line.message
+    return bool(line.response or line.thinking or line.tool_calls) or _says(message)
 
 
 def _says(said: _Said | None) -> bool:
