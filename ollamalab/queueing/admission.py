@@ -24,7 +24,7 @@ from ollamalab.queueing.ticket import State, Ticket
 from ollamalab.settings.queueing import QueueSettings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Applicant:
     """A request that wants a place.
 
@@ -102,14 +102,15 @@ class Admission:
             arrived_s=now_s,
             number=self._arrivals,
         )
+        if not must_wait:
+            lane.admit(ticket, now_s)
+            self._tally.admitted(ticket)
+            return ticket, moved
         lane.add(ticket)
         self._shares.add(ticket)
         self._tally.arrived(client, State.WAITING)
-        if must_wait:
-            moved += self.dispatch(applicant.lane, now_s)  # more may fit since the last end
-            self._tally.note_waiting()
-        else:
-            self._grant(lane, ticket, now_s)
+        moved += self.dispatch(applicant.lane, now_s)  # more may fit since the last end
+        self._tally.note_waiting()
         return ticket, moved
 
     def dispatch(self, lane_key: str, now_s: float) -> list[Ticket]:

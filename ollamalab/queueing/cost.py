@@ -38,7 +38,8 @@ def expected_output_tokens(call: Call, usual: float | None) -> float:
         usual: The lane's running mean; None if it has none yet.
     """
     expected = _USUAL_OUTPUT_TOKENS if usual is None else usual
-    return expected if call.num_predict is None else min(expected, call.num_predict)
+    most = call.num_predict
+    return expected if most is None else min(expected, most)
 
 
 def _texts(fields: Mapping[str, Any]) -> Iterator[str]:

@@ -36,8 +36,20 @@ class Lane:
 
     def add(self, ticket: Ticket) -> None:
         """Put a new ticket in line."""
-        self._bands.setdefault(ticket.priority, FairLine()).add(ticket)
+        band = self._bands.get(ticket.priority)
+        if band is None:
+            band = self._bands[ticket.priority] = FairLine()
+        band.add(ticket)
         self.waiting += 1
+
+    def admit(self, ticket: Ticket, now_s: float) -> None:
+        """Give a new ticket a place at once; nobody may be waiting."""
+        band = self._bands.get(ticket.priority)
+        if band is None:
+            band = self._bands[ticket.priority] = FairLine()
+        band.admit(ticket)
+        ticket.granted_s = now_s
+        self.active += 1
 
     def remove(self, ticket: Ticket, state: State) -> None:
         """Take a waiting ticket out that will not be served; ``state`` says why."""

@@ -118,18 +118,21 @@ class Tally:
         self._states[state] += 1
         self._client(client).requests += 1
 
+    def admitted(self, ticket: Ticket) -> None:
+        """Count a new request that gets its place at once."""
+        self._total += 1
+        self._states[State.ACTIVE] += 1
+        client = self._client(ticket.client)
+        client.requests += 1
+        self._got_place(client, 0.0)
+
     def moved(self, ticket: Ticket, before: State) -> None:
         """Count that a ticket is no longer where it was."""
         self._states[before] -= 1
         self._states[ticket.state] += 1
         wait_s = ticket.wait_s
         if ticket.state is State.ACTIVE and wait_s is not None:
-            self._peak_active = max(self._peak_active, self.active)
-            self._waits_s.append(wait_s)
-            client = self._client(ticket.client)
-            client.served += 1
-            client.wait_s += wait_s
-            client.wait_max_s = max(client.wait_max_s, wait_s)
+            self._got_place(self._client(ticket.client), wait_s)
 
     def cost(self, client: str, tokens: float) -> None:
         """Count what an ended request cost."""
@@ -161,6 +164,16 @@ class Tally:
             clients={name: client.statistics() for name, client in self._clients.items()},
             limits=dict(limits),
         )
+
+    def _got_place(self, client: _Client, wait_s: float) -> None:
+        active = self._states[State.ACTIVE]
+        if active > self._peak_active:
+            self._peak_active = active
+        self._waits_s.append(wait_s)
+        client.served += 1
+        client.wait_s += wait_s
+        if wait_s > client.wait_max_s:
+            client.wait_max_s = wait_s
 
     def _client(self, name: str) -> _Client:
         client = self._clients.get(name)

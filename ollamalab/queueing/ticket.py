@@ -9,6 +9,8 @@ from enum import StrEnum
 class State(StrEnum):
     """Where a request stands. It waits, then has a place, then has ended; it never goes back."""
 
+    __hash__ = str.__hash__  # Enum's own is Python code, and states are counted on every request
+
     WAITING = "waiting"
     ACTIVE = "active"  #: holds a place at the upstream
     COMPLETED = "completed"  #: the upstream answered it to the end
