@@ -132,22 +132,12 @@ def load_settings(
 
 
 def _options(texts: Sequence[str]) -> dict[str, Any]:
-    """Return Ollama options from KEY=VALUE; a value that is JSON has its type, else it is text."""
-    import msgspec
+    """Return the options of ``--option``; how long answers are has an option of its own."""
+    from ollamalab.cli.option_values import ollama_options
 
-    options: dict[str, Any] = {}
-    for text in texts:
-        name, mark, value = text.partition("=")
-        if not mark or not name:
-            raise SettingsError(
-                f"--option {text!r} is not KEY=VALUE; write for example --option temperature=0"
-            )
-        if name == "num_predict":
-            raise SettingsError("write --num-predict N instead of --option num_predict=N")
-        try:
-            options[name] = msgspec.json.decode(value)
-        except msgspec.DecodeError:
-            options[name] = value
+    options = ollama_options(texts, example="temperature=0")
+    if "num_predict" in options:
+        raise SettingsError("write --num-predict N instead of --option num_predict=N")
     return options
 
 
