@@ -19,12 +19,14 @@ from ollamalab.settings.queueing import QueueSettings
 from ollamalab.settings.values import (
     read_bytes,
     read_flag,
+    read_number,
     read_path,
     read_seconds,
     read_text,
     read_texts,
     read_whole,
 )
+from ollamalab.settings.warmup import WarmupSettings
 
 Reader = Callable[[str, object], Any]
 
@@ -42,6 +44,12 @@ def _read_batch(name: str, value: object) -> BatchSettings:
     if isinstance(value, bool):  # YAML reads a bare `off` so
         value = "adaptive" if value else "off"
     return BatchSettings.parse(str(value) if isinstance(value, int) else read_text(name, value))
+
+
+def _read_keep(name: str, value: object) -> str:
+    if isinstance(value, bool):  # as with batch
+        return "auto" if value else "off"
+    return read_text(name, value)
 
 
 def _read_store(name: str, value: object) -> str:
@@ -69,6 +77,9 @@ _KEYS: Mapping[str, tuple[str, Reader]] = {
     "stop_timeout": ("stop_timeout_s", read_seconds),
     "route": ("route", read_text),
     "batch": ("batch", _read_batch),
+    "warm": ("warmup.models", read_texts),
+    "warm_keep": ("warmup.keep", _read_keep),
+    "warm_hold_cost": ("warmup.hold_cost", read_number),
     "api_key_file": ("api_key_file", read_path),
     "admin": ("is_admin", read_flag),
     "log_requests": ("logs_requests", read_flag),
@@ -98,6 +109,7 @@ _PARTS: Mapping[str, Any] = {
     "cache": CacheSettings,
     "queue": QueueSettings,
     "limits": ServerLimits,
+    "warmup": WarmupSettings,
 }
 
 

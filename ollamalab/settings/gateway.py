@@ -13,6 +13,7 @@ from ollamalab.settings.batching import BatchSettings
 from ollamalab.settings.cache import CacheSettings
 from ollamalab.settings.limits import ServerLimits
 from ollamalab.settings.queueing import QueueSettings
+from ollamalab.settings.warmup import WarmupSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}")
 _MAX_WEIGHT = 1000
@@ -72,6 +73,7 @@ class GatewaySettings:
     cache: CacheSettings = field(default_factory=CacheSettings)  #: which answers, for how long
     queue: QueueSettings = field(default_factory=QueueSettings)  #: who waits, and for how long
     batch: BatchSettings = field(default_factory=BatchSettings)  #: which lines leave together
+    warmup: WarmupSettings = field(default_factory=WarmupSettings)  #: which models are kept in memory
     route: str = "round-robin"  #: which upstream takes a request
     request_timeout_s: float = 120.0  #: without progress of an upstream
     load_timeout_s: float = 300.0  #: the same while it loads a model

@@ -5,6 +5,7 @@ Each reader takes the setting's name and what was written, and says in its error
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def read_whole(name: str, value: object) -> int:
     if not (text.isascii() and text.isdigit()):
         raise SettingsError(f"{name} must be a whole number, got {value!r}")
     return int(text)
+
+
+def read_number(name: str, value: object) -> float:
+    """Return a number, 0 or more."""
+    try:
+        number = float(_text_of(value))
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise SettingsError(f"{name} must be a number from 0, got {value!r}")
+    return number
 
 
 def read_flag(name: str, value: object) -> bool:
