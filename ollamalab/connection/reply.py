@@ -45,6 +45,7 @@ class HttpReply:
         "_call",
         "_held",
         "_is_resting",
+        "_is_read",
         "_is_started",
         "_waiter",
         "_wire",
@@ -72,6 +73,7 @@ class HttpReply:
         self._call = call
         self._held: deque[tuple[float, bytes]] = deque()
         self._is_resting = False
+        self._is_read = False
         self._is_started = False
         self._waiter: asyncio.Future[None] | None = None
         self._wire = wire
@@ -83,6 +85,7 @@ class HttpReply:
             UpstreamTimeout: No byte within the progress timeout.
             BadReply: The body broke off.
         """
+        self._is_read = True
         held = self._held
         while True:
             while held:
@@ -99,6 +102,13 @@ class HttpReply:
                 await self._rest(self._call)
             else:
                 await self._news()
+
+    @property
+    def whole(self) -> bytes | None:
+        """The body, if all of it has come and nothing of it was taken; ``chunks`` gives it no less."""
+        if self._is_read or not self.is_ended or self.failure is not None or len(self._held) > 1:
+            return None
+        return self._held[0][1] if self._held else b""
 
     async def __aenter__(self) -> Self:
         return self

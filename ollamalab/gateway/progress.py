@@ -36,7 +36,7 @@ from ollamalab.errors import (
 from ollamalab.protocol.calls import Call, call_of
 from ollamalab.protocol.names import parse_name
 from ollamalab.protocol.options import load_options
-from ollamalab.protocol.upstream import Reply, Request, Upstream
+from ollamalab.protocol.upstream import Reply, Request, Upstream, whole_of
 
 logger = logging.getLogger(__name__)
 
@@ -155,11 +155,15 @@ class Progress:
             raise
         finally:
             wait.since_s = None
-            await wait.stop_asking()
+            if wait.asking is not None:
+                await wait.stop_asking()
         if reply.status >= _SERVER_ERROR:
             self._failures["status"] += 1
         elif call.endpoint.names_model and reply.status == _OK:
             self._residents.note_answer(call)
+        if whole_of(reply) is not None:  # nothing is left to wait for
+            self._waits.discard(wait)
+            return reply
         wait.may_load = wait.is_loading = False
         wait.limit_s = self._request_timeout_s
         return _WatchedReply(reply, self, wait)

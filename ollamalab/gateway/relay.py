@@ -14,7 +14,7 @@ from ollamalab.gateway.framing import write_frames
 from ollamalab.protocol.calls import CACHE_HEADER, QUEUE_HEADER, TIMING_HEADER, Call, call_of
 from ollamalab.protocol.endpoints import Kind
 from ollamalab.protocol.lines import StreamTail
-from ollamalab.protocol.upstream import Reply, Request, Upstream
+from ollamalab.protocol.upstream import Reply, Request, Upstream, whole_of
 from ollamalab.settings import BatchSettings
 
 _OK = 200
@@ -66,6 +66,8 @@ class Relay:
             exchange.start(reply.status, reply.headers, length=_length(reply))
             if call.is_stream and call.endpoint.kind is Kind.GENERATION and reply.status == _OK:
                 await self._pass_stream(reply.chunks(), call, exchange)
+            elif (body := whole_of(reply)) is not None:
+                exchange.write(body)
             else:
                 await _pass_bytes(reply.chunks(), exchange)
             is_broken = exchange.tail is not None and exchange.tail.is_error
