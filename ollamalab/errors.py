@@ -17,6 +17,7 @@
     ├── SamplerUnavailable     this machine has nothing such a sampler could read
     └── UpstreamError          a server was asked and no good answer came
         ├── UpstreamUnavailable    refused, unreachable, name not found
+        │   └── NoUpstream             none of those that might have answered could be reached
         ├── UpstreamTimeout        no answer in time
         ├── UpstreamRejected       answered with a status of 300 or more
         └── BadReply               an answer that is not Ollama's protocol
@@ -108,6 +109,18 @@ class UpstreamError(OllamaLabError):
 
 class UpstreamUnavailable(UpstreamError):
     """The connection could not be made: refused, unreachable, or the name is not known."""
+
+
+class NoUpstream(UpstreamUnavailable):
+    """No upstream could be reached that might have answered.
+
+    Attributes:
+        retry_after_s: When it is known whether one can be again.
+    """
+
+    def __init__(self, message: str, *, url: str = "", retry_after_s: float) -> None:
+        super().__init__(message, url=url)
+        self.retry_after_s = retry_after_s
 
 
 class UpstreamTimeout(UpstreamError):
