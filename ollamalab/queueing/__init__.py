@@ -14,7 +14,7 @@ it is answered, and gives it back exactly once.
 """
 
 from ollamalab.queueing.capacity import Capacity, FixedCapacity, LearntCapacity
-from ollamalab.queueing.request_queue import QueuedReply, QueuedUpstream, RequestQueue, Slot
+from ollamalab.queueing.request_queue import MeteredReply, QueuedUpstream, RequestQueue, Slot
 from ollamalab.queueing.tally import ClientStatistics, QueueStatistics
 from ollamalab.queueing.ticket import State
 from ollamalab.queueing.work import Work
@@ -24,8 +24,8 @@ __all__ = [
     "ClientStatistics",
     "FixedCapacity",
     "LearntCapacity",
+    "MeteredReply",
     "QueueStatistics",
-    "QueuedReply",
     "QueuedUpstream",
     "RequestQueue",
     "Slot",

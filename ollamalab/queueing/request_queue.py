@@ -10,11 +10,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from ollamalab.protocol.calls import QUEUE_HEADER, Call, call_of
 from ollamalab.protocol.endpoints import Kind
-from ollamalab.protocol.upstream import Reply, Request, Upstream
+from ollamalab.protocol.upstream import Reply, Request, Upstream, whole_of
 from ollamalab.queueing.admission import Admission, Applicant
 from ollamalab.queueing.capacity import Capacity, Passage, capacity_of
 from ollamalab.queueing.cost import cost_tokens, expected_output_tokens, expected_prompt_tokens
@@ -232,22 +232,39 @@ class QueuedUpstream:
             slot.release(state, NO_WORK if state is State.FAILED else None)
             raise
         reply.headers[QUEUE_HEADER] = f"{slot.wait_s * 1000:.1f}"
-        return QueuedReply(reply, call, slot)
+        return MeteredReply(reply, call, slot)
 
 
-class QueuedReply:
+class Place(Protocol):
+    """What a request holds while it is answered."""
+
+    def begun(self) -> None:
+        """Say that a stream has given its first bytes."""
+        ...
+
+    def release(self, state: State, work: Work | None) -> None:
+        """Give it back, and say how the request ended and what it took; only the first time counts."""
+        ...
+
+
+class MeteredReply:
     """A reply that keeps its place until its body has ended or it is left, whichever is first.
+
+    Args:
+        reply: The answer.
+        call: What it answers.
+        place: Is told what the answer took.
 
     Attributes:
         status: HTTP status.
         headers: Names in lower case.
     """
 
-    def __init__(self, reply: Reply, call: Call, slot: Slot) -> None:
+    def __init__(self, reply: Reply, call: Call, place: Place) -> None:
         self.status = reply.status
         self.headers = reply.headers
         self._reply = reply
-        self._slot = slot
+        self._place = place
         self._is_stream = call.is_stream and reply.status == _OK
         self._meter = Meter(is_stream=self._is_stream, is_openai=call.endpoint.is_openai)
 
@@ -263,17 +280,17 @@ class QueuedReply:
             async for chunk in self._reply.chunks():
                 if not has_begun:
                     has_begun = True
-                    self._slot.begun()
+                    self._place.begun()
                 feed(chunk)
                 yield chunk
         except Exception:
-            self._slot.release(State.FAILED, self._meter.so_far())
+            self._place.release(State.FAILED, self._meter.so_far())
             raise
         work = self._meter.whole() if self.status == _OK else NO_WORK
         if work is None:
-            self._slot.release(State.FAILED, self._meter.so_far())
+            self._place.release(State.FAILED, self._meter.so_far())
         else:
-            self._slot.release(State.COMPLETED if self.status == _OK else State.FAILED, work)
+            self._place.release(State.COMPLETED if self.status == _OK else State.FAILED, work)
 
     async def __aenter__(self) -> Self:
         await self._reply.__aenter__()
@@ -288,4 +305,4 @@ class QueuedReply:
         try:
             await self._reply.__aexit__(kind, error, trace)  # first: the server's slot must be free too
         finally:
-            self._slot.release(State.CANCELLED, self._meter.so_far())
+            self._place.release(State.CANCELLED, self._meter.so_far())
