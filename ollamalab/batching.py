@@ -71,7 +71,6 @@ class StreamBatcher:
         "_is_openai",
         "_rest_s",
         "_settings",
-        "_taken_s",
         "_window_end_s",
         "rest_until_s",
         "tally",
@@ -93,7 +92,6 @@ class StreamBatcher:
         self._is_ending = False
         self._window_end_s = float("-inf")
         self._rest_s = 0.0
-        self._taken_s = 0.0
 
     @property
     def due_s(self) -> float | None:
@@ -113,8 +111,7 @@ class StreamBatcher:
         self.tally.bytes += len(chunk)
         settings = self._settings
         if settings.is_adaptive:
-            self._rest_s = self._rest_after(lines, now_s, backlog_bytes)
-            self._taken_s = now_s
+            self._rest_s = self._rest_after(lines, backlog_bytes)
             self.rest_until_s = now_s + self._rest_s if self._rest_s and not self._is_ending else None
             self.tally.frames += 1
             return chunk
@@ -161,22 +158,19 @@ class StreamBatcher:
         start = max(0, len(edge) - 1)
         return text.count(b"\n\n", start) + text.count(b"\n\r\n", max(0, start - 1))
 
-    def _rest_after(self, lines: int, now_s: float, backlog_bytes: int) -> float:
-        """Return how long to leave the stream alone after this chunk, in seconds.
+    def _rest_after(self, lines: int, backlog_bytes: int) -> float:
+        """Return how long to leave the stream alone after a chunk, in seconds.
 
-        The loop is behind a stream if it takes a line only after the next has come. Without a rest that
-        shows in a chunk of two lines. After one, a chunk has as many lines as came in the rest and since;
-        the loop is behind if one or more of them came since, their share being that of the time. Then the
-        rest grows to twice; it shrinks as quickly when the loop keeps up.
+        Two lines in a chunk mean that the second came before the first was taken: the loop is behind this
+        stream, or the stream ahead of every reader. Then it rests; a rest in which again two lines or more
+        came was worth it, and the next is twice as long; one that brought a single line halves the next,
+        down to none. So a stream of 50 tokens/s rests only while the loop needs more than 20 ms to come
+        round to it, and stops within five lines of its recovery.
 
-        A threshold on lateness alone would not do: a millisecond is nothing to a model of 50 tokens/s, and
-        thirty lines of a fast one. Nor would the share of processor time in use: where others use the
-        processor too, a loop is behind without being busy.
+        Neither the loop's lateness nor its share of processor time would tell as much: a millisecond late is
+        nothing to that stream, and thirty lines of a fast one; and where others use the processor too, a
+        loop is behind without being busy.
         """
-        is_behind = lines > 1
-        if is_behind and self._rest_s:
-            elapsed_s = now_s - self._taken_s
-            is_behind = lines * (elapsed_s - self._rest_s) >= elapsed_s
-        if not (is_behind or backlog_bytes):
-            return self._rest_s / 2 if self._rest_s > MIN_REST_S else 0.0
-        return min(max(2 * self._rest_s, MIN_REST_S), MAX_REST_S)
+        if lines > 1 or backlog_bytes:
+            return min(max(2 * self._rest_s, MIN_REST_S), MAX_REST_S)
+        return self._rest_s / 2 if self._rest_s > MIN_REST_S else 0.0
