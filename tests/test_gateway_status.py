@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace as altered
 from prometheus_client.parser import text_string_to_metric_families
 
 from ollamalab.batching import BatchTally
@@ -87,9 +88,9 @@ def busy() -> Traffic:
     traffic = Traffic()
     for served in (
         SERVED,
-        replace(SERVED, cache="hit", first_byte_s=0.0004, e2e_s=0.0006, queue_s=None),
-        replace(SERVED, status=503, cache=None, first_byte_s=0.001, queue_s=None),
-        replace(SERVED, status=None, ending=Ending.CLIENT_GONE, first_byte_s=None),
+        altered(SERVED, cache="hit", first_byte_s=0.0004, e2e_s=0.0006, queue_s=None),
+        altered(SERVED, status=503, cache=None, first_byte_s=0.001, queue_s=None),
+        altered(SERVED, status=None, ending=Ending.CLIENT_GONE, first_byte_s=None),
     ):
         traffic.observe(served)
     return traffic
@@ -201,7 +202,7 @@ class TestLog:
         )
 
     def test_what_clients_choose_cannot_forge_a_line_or_a_field(self) -> None:
-        line = log_line(replace(SERVED, model="m\nevent=request", client="a status=200", error="x" * 999))
+        line = log_line(altered(SERVED, model="m\nevent=request", client="a status=200", error="x" * 999))
         assert "\n" not in line
         assert 'model="m\\nevent=request"' in line
         assert 'client="a status=200"' in line
@@ -214,5 +215,5 @@ class TestLog:
         self, is_wanted: bool, cache: str | None, lines: int, caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level(logging.INFO, logger="ollamalab.gateway.traffic"):
-            Traffic(logs_requests=is_wanted).observe(replace(SERVED, cache=cache))
+            Traffic(logs_requests=is_wanted).observe(altered(SERVED, cache=cache))
         assert len(caplog.records) == lines
