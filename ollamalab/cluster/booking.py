@@ -1,0 +1,155 @@
+"""A booking: one request at one member, counted there from the decision until it has left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ollamalab.cluster.verdict import Verdict, verdict_of_error
+from ollamalab.errors import UpstreamError
+from ollamalab.protocol.calls import Call
+from ollamalab.protocol.endpoints import Kind
+from ollamalab.queueing import State, Work
+
+if TYPE_CHECKING:
+    from ollamalab.cluster.member import Member
+    from ollamalab.cluster.roster import Roster
+
+
+class Booking:
+    """One request at one member. However it ends, it is released once and judged at most once.
+
+    Args:
+        roster: Hears what changes.
+        member: Where the request goes.
+        call: The request.
+        tokens: That its answer will probably have.
+        tried: Members that have had it, this one included; others may join.
+        clock: Monotonic seconds.
+
+    Attributes:
+        member: Where the request goes.
+        key: Its model; "" if it names none.
+        tried: As given.
+        scope: Its wait for the first byte, which may be cut short.
+    """
+
+    __slots__ = (
+        "_begun_s",
+        "_clock",
+        "_flight",
+        "_has_broken",
+        "_is_judged",
+        "_is_released",
+        "_is_trial",
+        "_replica",
+        "_roster",
+        "_sent_s",
+        "_tokens",
+        "key",
+        "member",
+        "scope",
+        "tried",
+    )
+
+    def __init__(
+        self,
+        roster: Roster,
+        member: Member,
+        call: Call,
+        *,
+        tokens: float,
+        tried: Sequence[Member],
+        clock: Callable[[], float],
+    ) -> None:
+        self.key = key = call.model_key
+        self.member = member
+        self.tried = tried
+        self.scope: asyncio.Timeout | None = None
+        self._roster = roster
+        self._replica = replica = roster.replica(member, key)
+        self._tokens = tokens
+        self._clock = clock
+        self._sent_s = now_s = clock()
+        self._begun_s: float | None = None
+        self._has_broken = self._is_judged = self._is_released = False
+        member.requests += 1
+        member.idle.clear()
+        member.view.in_flight += 1
+        replica.view.in_flight += 1
+        replica.view.booked_tokens += tokens
+        self._flight = replica.sent(now_s) if call.endpoint.kind is Kind.GENERATION else None
+        self._is_trial = replica.breaker.sent(now_s)
+        if self._is_trial:
+            roster.changed()  # nobody else goes there until it is known how this ends
+
+    def begun(self) -> None:
+        """Say that a stream has given its first bytes."""
+        self._begun_s = self._clock()
+        if self._flight is not None and self._replica.first_token(self._flight, self._begun_s):
+            self._roster.places_changed(self.key)
+
+    def release(self, state: State = State.COMPLETED, work: Work | None = None) -> None:
+        """Say that the request has left the member; only the first time counts.
+
+        Args:
+            state: How it ended.
+            work: What it took; None if that is not known.
+        """
+        if self._is_released:
+            return
+        self._is_released = True
+        now_s, replica, view = self._clock(), self._replica, self._replica.view
+        self._has_broken = state is State.FAILED
+        view.in_flight -= 1
+        view.booked_tokens = view.booked_tokens - self._tokens if view.in_flight else 0.0
+        self.member.view.in_flight -= 1
+        if not self.member.view.in_flight:
+            self.member.idle.set()
+        told = work if state is State.COMPLETED else None
+        if told is not None:
+            replica.learn(told, None if self._begun_s is None else now_s - self._begun_s)
+            self._roster.history.note(
+                self.key, service_s=now_s - self._sent_s, output_tokens=told.output_tokens
+            )
+        if self._flight is not None and replica.ended(self._flight, now_s, told):
+            self._roster.places_changed(self.key)
+
+    def judge(self, verdict: Verdict | None) -> None:
+        """Say how the member met the request; only the first time counts.
+
+        Args:
+            verdict: None if that is not known, since the client went away.
+        """
+        if self._is_judged:
+            return
+        self._is_judged = True
+        breaker = self._replica.breaker
+        if verdict is None or verdict in (Verdict.BUSY, Verdict.UNREACHED):  # the member's, not the model's
+            has_changed = self._is_trial
+            if self._is_trial:
+                breaker.undecided()
+        elif verdict.is_good:
+            has_changed = breaker.succeeded(self._sent_s)
+        else:
+            has_changed = breaker.failed(self._clock(), is_trial=self._is_trial)
+        if has_changed:
+            self._roster.changed()
+        if verdict is not None and not verdict.is_good:
+            kind = Verdict.FAILED if verdict is Verdict.BUSY else verdict
+            self.member.failures[kind.value] += 1
+
+    def left(self, error: BaseException | None) -> None:
+        """Say that the reply has been left.
+
+        Args:
+            error: What ended it; None if nothing did.
+        """
+        if isinstance(error, UpstreamError):
+            self.judge(verdict_of_error(error))
+        elif self._has_broken:  # it came to an end, but not to that of an answer
+            self.judge(Verdict.LOST)
+        else:
+            self.judge(Verdict.ANSWERED if error is None else None)
+        self.release(State.COMPLETED if error is None else State.CANCELLED)
