@@ -2,13 +2,21 @@
 
 import itertools
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollamalab.errors import BadReply
-from ollamalab.protocol.lines import LineSplitter, StreamTail, content_of, encode_line, timings_of
+from ollamalab.protocol.lines import (
+    MAX_LINE_BYTES,
+    LineSplitter,
+    StreamTail,
+    content_of,
+    encode_line,
+    timings_of,
+)
 
 values = st.dictionaries(st.text(max_size=5), st.text(max_size=8) | st.integers() | st.none(), max_size=3)
 
@@ -95,6 +103,22 @@ def test_what_only_looks_like_an_end_is_none(last: bytes):
     tail = StreamTail(is_openai=False)
     tail.feed(NDJSON[: NDJSON.index(b"\n") + 1])
     tail.feed(last)
+    assert not tail.is_whole
+
+
+def test_a_line_without_end_takes_bounded_memory_and_is_no_end_of_a_stream():
+    """In place: copied with every chunk, 64 MiB would take half a minute."""
+    tail = StreamTail(is_openai=False)
+    chunk, chunks = b'{"done":true}' + b" " * 2**20, 2 * MAX_LINE_BYTES // 2**20
+    tracemalloc.start()
+    try:
+        for _ in range(chunks):
+            tail.feed(chunk)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1.5 * MAX_LINE_BYTES
+    assert tail.is_mid_line
     assert not tail.is_whole
 
 

@@ -71,6 +71,9 @@ def timings_of(final: Mapping[str, Any]) -> ServerTimings:
 class StreamTail:
     """Keeps the last line of a stream that passes by, to tell at its end whether it is whole.
 
+    Of a line longer than ``MAX_LINE_BYTES`` only the begin and the latest bytes are kept; it counts as no
+    end of a stream.
+
     Args:
         is_openai: Whether it is SSE, which ends with ``data: [DONE]``, or NDJSON, whose last line says
             ``"done": true``.
@@ -80,7 +83,7 @@ class StreamTail:
 
     def __init__(self, *, is_openai: bool) -> None:
         self._is_openai = is_openai
-        self._line = b""
+        self._line: bytes | bytearray = b""
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the stream."""
@@ -88,10 +91,10 @@ class StreamTail:
         start = text.rfind(b"\n")
         if start >= 0:
             self._line = chunk[start + 1 :]
-        elif text and self._line.endswith(b"\n"):
+        elif not self._line or (text and self._line.endswith(b"\n")):
             self._line = chunk
         else:
-            self._line += chunk
+            self._add(chunk)
 
     @property
     def is_mid_line(self) -> bool:
@@ -120,6 +123,14 @@ class StreamTail:
             return None
         value = self._value()
         return value if value is not None and value.get("done") is True else None
+
+    def _add(self, chunk: bytes) -> None:
+        """Take more of a line that has begun; in place, or a line in many chunks would be copied as often."""
+        if isinstance(self._line, bytes):
+            self._line = bytearray(self._line)
+        self._line += chunk
+        if len(self._line) > MAX_LINE_BYTES:
+            del self._line[1 : -len(chunk)]
 
     def _value(self) -> dict[str, Any] | None:
         try:
