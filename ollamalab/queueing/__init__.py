@@ -14,7 +14,7 @@ it is answered, and gives it back exactly once.
 """
 
 from ollamalab.queueing.capacity import Capacity, FixedCapacity, LearntCapacity
-from ollamalab.queueing.request_queue import MeteredReply, QueuedUpstream, RequestQueue, Slot
+from ollamalab.queueing.request_queue import MeteredReply, QueuedUpstream, RequestQueue, Slot, metered
 from ollamalab.queueing.tally import ClientStatistics, QueueStatistics
 from ollamalab.queueing.ticket import State
 from ollamalab.queueing.work import Work
@@ -31,4 +31,5 @@ __all__ = [
     "Slot",
     "State",
     "Work",
+    "metered",
 ]

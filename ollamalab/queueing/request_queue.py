@@ -232,7 +232,7 @@ class QueuedUpstream:
             slot.release(state, NO_WORK if state is State.FAILED else None)
             raise
         reply.headers[QUEUE_HEADER] = f"{slot.wait_s * 1000:.1f}"
-        return MeteredReply(reply, call, slot)
+        return metered(reply, call, slot)
 
 
 class Place(Protocol):
@@ -245,6 +245,22 @@ class Place(Protocol):
     def release(self, state: State, work: Work | None) -> None:
         """Give it back, and say how the request ended and what it took; only the first time counts."""
         ...
+
+
+def metered(reply: Reply, call: Call, place: Place) -> Reply:
+    """Return a reply that gives its place back at its end; itself if it has ended already.
+
+    Args:
+        reply: The answer.
+        call: What it answers.
+        place: Is told what the answer took.
+    """
+    keeper = MeteredReply(reply, call, place)
+    body = None if call.is_stream else whole_of(reply)
+    if body is None:
+        return keeper
+    keeper.end(body)
+    return reply
 
 
 class MeteredReply:
@@ -286,6 +302,12 @@ class MeteredReply:
         except Exception:
             self._place.release(State.FAILED, self._meter.so_far())
             raise
+        self.end()
+
+    def end(self, last: bytes = b"") -> None:
+        """Give the place back, now that the body has ended, with these bytes if they were not given."""
+        if last:
+            self._meter.feed(last)
         work = self._meter.whole() if self.status == _OK else NO_WORK
         if work is None:
             self._place.release(State.FAILED, self._meter.so_far())
