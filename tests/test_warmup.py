@@ -11,7 +11,7 @@ from warm_world import call
 from ollamalab.protocol.loaded import LoadedModel
 from ollamalab.protocol.names import parse_name
 from ollamalab.settings import WarmupSettings
-from ollamalab.warmup import Fate, Keeper, Preload, preload_of
+from ollamalab.warmup import Keeper, Preload, preload_of
 from ollamalab.warmup.controller import Decision
 from ollamalab.warmup.gaps import Forecast, IdleGaps
 from ollamalab.warmup.room import Room
@@ -47,10 +47,10 @@ class Desk:
         visit = self.keeper.begun(call(name, **fields), lambda: self.now_s)
         self.now_s += takes_s
         visit.answering()
-        visit.ended(Fate(is_ok=True, load_s=load_s))
+        visit.ended(load_s)
 
     def fail(self, name: str) -> None:
-        self.keeper.begun(call(name), lambda: self.now_s).ended(Fate(is_ok=False))
+        self.keeper.begun(call(name), lambda: self.now_s).ended()
 
     def show(self, **expires_s: float) -> None:
         listed = [loaded(name, expires_s=end_s) for name, end_s in expires_s.items()]
@@ -239,7 +239,8 @@ class TestLoading:
         desk.show()
         visit = desk.keeper.begun(call("b"), lambda: desk.now_s)
         assert desk.decide() is None
-        visit.ended(Fate(is_ok=True, load_s=1.0))
+        visit.answering()
+        visit.ended(1.0)
         assert desk.decide() == LOAD_A
 
     def test_a_wanted_model_does_not_throw_one_in_use_out(self):
@@ -393,14 +394,23 @@ class TestBooks:
     def test_an_answer_under_v1_is_judged_by_what_was_known(self):
         desk = self.held()
         visit = desk.keeper.begun(call("a"), lambda: desk.now_s)
-        visit.ended(Fate(is_ok=True))
+        visit.answering()
+        visit.ended()
         assert self.totals(desk)[0] == 1
+
+    def test_models_that_nobody_has_are_forgotten(self):
+        desk = Desk()
+        for index in range(100):
+            desk.fail(f"nope{index}")
+        desk.use("a")
+        desk.show()
+        assert list(desk.keeper.models) == [key("a")]
 
     def test_an_end_counts_once(self):
         desk = self.held()
         visit = desk.keeper.begun(call("a"), lambda: desk.now_s)
         for _ in range(3):
-            visit.ended(Fate(is_ok=True))
+            visit.ended()
         assert desk.warmth("a").in_flight == 0
 
     def test_an_answer_of_the_server_from_before_a_request_is_out_of_date(self):

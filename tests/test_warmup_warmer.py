@@ -18,7 +18,7 @@ from ollamalab.errors import BadReply, ModelNotFound, UpstreamRejected
 from ollamalab.protocol.upstream import Request, Upstream
 from ollamalab.scripted import Fault, Script, ScriptedServer
 from ollamalab.settings import WarmupSettings
-from ollamalab.warmup import Fate, Preload, Totals, Warmer, list_loaded, send_preload
+from ollamalab.warmup import Preload, Totals, Warmer, list_loaded, send_preload
 
 FAR_S = 1e9
 
@@ -36,7 +36,7 @@ class Bench:
         assert visit is not None
         visit.answering()
         self.server.use(model)
-        visit.ended(Fate(is_ok=True, load_s=load_s))
+        visit.ended(load_s)
 
     async def rhythm(self, model: str, gap_s: float) -> None:
         for _ in range(5):
@@ -284,7 +284,7 @@ async def test_a_real_model_that_would_have_gone_is_there_for_the_next_request(
             assert status == 200
             load_s = float(answer["load_duration"]) / 1e9
             visit.answering()
-            visit.ended(Fate(is_ok=True, load_s=load_s))
+            visit.ended(load_s)
             return load_s
 
         async def is_gone() -> bool:

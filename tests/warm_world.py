@@ -17,7 +17,7 @@ from ollamalab.protocol.loaded import LoadedModel
 from ollamalab.protocol.names import parse_name
 from ollamalab.protocol.upstream import Request
 from ollamalab.settings.warmup import WarmupSettings
-from ollamalab.warmup import Fate, Keeper, Totals, Visit
+from ollamalab.warmup import Keeper, Totals, Visit
 from ollamalab.warmup.controller import Decision
 from ollamalab.warmup.warmth import Step
 
@@ -154,7 +154,7 @@ class World:
                 model.loads.append((self.now, use.load_ticks))
             load_s = float(use.load_ticks * TICK_S) or 0.001
             visit.answering()
-            visit.ended(Fate(is_ok=True, load_s=load_s))
+            visit.ended(load_s)
         for model in self.models:
             if model.is_idle and model.idle_until <= self.now:
                 model.leave()

@@ -20,10 +20,8 @@ from ollamalab.warmup.keeper import Keeper, Visit
 from ollamalab.warmup.ledger import Totals
 from ollamalab.warmup.preload import Preload, preload_of
 from ollamalab.warmup.warmer import ModelStatistics, Warmer, WarmupStatistics
-from ollamalab.warmup.warmth import Fate
 
 __all__ = [
-    "Fate",
     "Keeper",
     "ModelStatistics",
     "Preload",

@@ -9,10 +9,9 @@ from ollamalab.protocol.loaded import LoadedModel
 from ollamalab.protocol.names import parse_name
 from ollamalab.settings.warmup import WarmupSettings
 from ollamalab.warmup.controller import Controller, Decision, renewal_due_s
-from ollamalab.warmup.ledger import Claim
 from ollamalab.warmup.preload import Preload
 from ollamalab.warmup.room import Room
-from ollamalab.warmup.warmth import Fate, Step, Warmth
+from ollamalab.warmup.warmth import Step, Warmth
 
 #: Share of a model's keep-alive after which to look again; models kept for less than seconds are not kept.
 _PAUSE_RATIO = 0.25
@@ -22,29 +21,37 @@ _SHORTEST_PAUSE_S = 1.0
 class Visit:
     """One request on its way; whoever sent it says how it goes on.
 
-    Attributes:
+    Args:
+        warmth: Its model.
         call: What it asks.
-        claim: What it found; None if others were under way.
+        clock: Monotonic seconds.
     """
 
-    __slots__ = ("_clock", "_is_over", "_warmth", "call", "claim")
+    __slots__ = ("_call", "_claim", "_clock", "_has_answered", "_is_over", "_warmth")
 
     def __init__(self, warmth: Warmth, call: Call, clock: Callable[[], float]) -> None:
-        self.call = call
         self._warmth = warmth
+        self._call = call
         self._clock = clock
-        self._is_over = False
-        self.claim: Claim | None = warmth.begun(clock())
+        self._has_answered = self._is_over = False
+        self._claim = warmth.begun(clock())
 
     def answering(self) -> None:
-        """The first byte of a good answer is there."""
+        """A good answer has begun: its status is 200."""
+        self._has_answered = True
         self._warmth.answering()
 
-    def ended(self, fate: Fate) -> None:
-        """It is over; only the first time counts."""
-        if not self._is_over:
-            self._is_over = True
-            self._warmth.ended(self._clock(), self.call, self.claim, fate)
+    def ended(self, load_s: float | None = None) -> None:
+        """It is over, in whatever way; only the first time counts.
+
+        Args:
+            load_s: What the server says that it waited for the model; None if it does not say.
+        """
+        if self._is_over:
+            return
+        self._is_over = True
+        is_ok, now_s = self._has_answered, self._clock()
+        self._warmth.ended(now_s, self._call, self._claim, is_ok=is_ok, load_s=load_s)
 
 
 class Keeper:
@@ -92,6 +99,7 @@ class Keeper:
             listed: Its answer.
             expires_s: Each one's end on our clock, by key; None if the server does not say.
         """
+        self.models = {key: warmth for key, warmth in self.models.items() if not warmth.is_forgettable}
         shown = {model.key: model for model in listed}
         has_lost = False
         for key, warmth in self.models.items():

@@ -77,6 +77,11 @@ class Claim:
     was_held: bool
     held_s: float
 
+    @property
+    def has_joined(self) -> bool:
+        """Whether a load of ours was under way."""
+        return self.was_held and not self.was_warm
+
 
 class Account:
     """Books of one model on one upstream; moments must not go back.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 
 from ollamalab.errors import SettingsError
@@ -30,19 +29,6 @@ class Step(StrEnum):
     RENEW = "renew"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fate:
-    """How a request ended.
-
-    Attributes:
-        is_ok: Whether the model gave a good answer; its other fields count only then.
-        load_s: What the server says it waited for the model; None if it does not say.
-    """
-
-    is_ok: bool
-    load_s: float | None = None
-
-
 class Warmth:
     """One model on one upstream; moments are on one monotonic clock and do not go back.
 
@@ -54,6 +40,7 @@ class Warmth:
         keep_s: How long its server keeps it after use.
         in_flight: Requests under way.
         idle_since_s: End of the last of them; None while there are some, and before the first.
+        is_known: Whether it was ever in memory or failed to be loaded: a model that nobody has is not.
         is_resident: Whether it is in memory.
         expires_s: Until when; None if that is not known, or while it is used. May be infinite.
         doing: What we do for it now.
@@ -70,7 +57,7 @@ class Warmth:
         self.keep_s = OLLAMA_KEEP_S
         self.in_flight = 0
         self.idle_since_s: float | None = None
-        self.is_resident = False
+        self.is_known = self.is_resident = False
         self.expires_s: float | None = None
         self.doing: Step | None = None
         self.may_load = self.is_due = False
@@ -79,6 +66,11 @@ class Warmth:
         self._was_listed = False  # whether its server has shown it since we last loaded it
         self._is_natural = True  # whether nothing of ours has prolonged its stay since its last use
         self._changed_s = -math.inf
+
+    @property
+    def is_forgettable(self) -> bool:
+        """Whether nothing is known of it that would be missed."""
+        return not (self.is_known or self.is_due or self.in_flight or self.doing)
 
     @property
     def is_loading(self) -> bool:
@@ -105,21 +97,24 @@ class Warmth:
         """It has begun to answer, so it is loaded."""
         self.is_resident = True
 
-    def ended(self, now_s: float, call: Call, claim: Claim | None, fate: Fate) -> None:
+    def ended(
+        self, now_s: float, call: Call, claim: Claim | None, *, is_ok: bool, load_s: float | None
+    ) -> None:
         """A request for it is over.
 
         Args:
             now_s: When.
             call: What it asked.
             claim: As ``begun`` gave it.
-            fate: How it fared.
+            is_ok: Whether the model began to answer it well.
+            load_s: What the server says that it waited for the model; None if it does not say.
         """
         self.in_flight -= 1
         self._changed_s = now_s
-        if fate.is_ok:
+        if is_ok:
             self._learn(call)
         if claim is not None:
-            self._judge(claim, fate)
+            self._judge(claim, is_ok=is_ok, load_s=load_s)
         if self.in_flight:
             return
         self.idle_since_s = now_s
@@ -171,6 +166,7 @@ class Warmth:
             took_s: Seconds; None if it failed.
         """
         step, self.doing = self.doing, None
+        self.is_known = True
         self._changed_s = now_s
         totals = self.account.totals
         if took_s is None:
@@ -193,25 +189,24 @@ class Warmth:
         return self.account.totals_at(now_s if self.expires_s is None else min(now_s, self.expires_s))
 
     def _learn(self, call: Call) -> None:
-        self.is_resident = True
+        self.is_resident = self.is_known = True
         self.preload = preload_of(call)
         if self.preload.keep_alive is not None:
             with suppress(SettingsError):  # a form that its server took, and we do not know
                 self.keep_s = parse_keep_alive_s(self.preload.keep_alive) or 0.0
 
-    def _judge(self, claim: Claim, fate: Fate) -> None:
-        if not fate.is_ok:
+    def _judge(self, claim: Claim, *, is_ok: bool, load_s: float | None) -> None:
+        if not is_ok:
             self.account.judged(claim, is_cold=None, load_s=None)
-            return
-        # Without figures, as under /v1, what was known before has to do.
-        is_cold = not claim.was_warm if fate.load_s is None else fate.load_s >= LOADED_ANEW_S
-        has_joined = claim.was_held and not claim.was_warm  # our load ran: it waited for the rest of it
-        if is_cold and fate.load_s is not None:
-            self.account.judged(claim, is_cold=True, load_s=fate.load_s)
-            if not has_joined:
-                self.load_s = fate.load_s
-        else:
+        elif load_s is None:  # no figures, as under /v1: what was known before has to do
+            is_cold = not claim.was_warm
             self.account.judged(claim, is_cold=is_cold, load_s=None if is_cold else self.load_s)
+        elif load_s < LOADED_ANEW_S:
+            self.account.judged(claim, is_cold=False, load_s=self.load_s)
+        else:
+            self.account.judged(claim, is_cold=True, load_s=load_s)
+            if not claim.has_joined:  # else it waited for the rest of our load only
+                self.load_s = load_s
 
     def _rest(self, now_s: float) -> None:
         """Its server counts its keep-alive from now on."""
