@@ -16,7 +16,7 @@ SLOTS = (1, 2, 4, 8)
 TELLING = (Answers.OLLAMA_STREAM, Answers.OLLAMA_WHOLE, Answers.OPENAI_STREAM)
 
 IN_TIME = Work(output_tokens=10, slot_wait_s=0.004, busy_s=2.0)
-WAITED = Work(output_tokens=10, slot_wait_s=1.5, busy_s=2.0)
+WAITED = Work(output_tokens=10, slot_wait_s=1.4, busy_s=2.0)
 
 
 def near(values: list[int], slots: int) -> float:
@@ -94,33 +94,60 @@ def test_trying_for_more_costs_few_requests_a_wait_inside_the_server(slots: int)
     assert simulation.hidden - before <= 0.12 * 400
 
 
-def fill(parallelism: Parallelism, count: int, work: Work, *, at_s: float = 0.0) -> None:
-    """So many requests together, each of which tells the same when it ends."""
+def fill(parallelism: Parallelism, count: int, *, waiting: int = 0, at_s: float = 0.0) -> None:
+    """So many requests together; the last ones waited for the end of the first."""
     flights = [parallelism.sent(at_s) for _ in range(count)]
-    for number, flight in enumerate(flights):
-        parallelism.ended(flight, at_s + 2.0 + number * 0.001, work)
+    for flight in flights[: count - waiting]:
+        parallelism.ended(flight, at_s + 1.4, IN_TIME)
+    for flight in flights[count - waiting :]:
+        parallelism.ended(flight, at_s + 3.5, WAITED)
 
 
 def test_one_bad_answer_does_not_take_a_place_away() -> None:
     parallelism = Parallelism()
     for round_number in range(10):
-        fill(parallelism, 4, IN_TIME, at_s=10.0 * round_number)
+        fill(parallelism, 4, at_s=10.0 * round_number)
     assert parallelism.learnt == 4
-    flights = [parallelism.sent(200.0) for _ in range(4)]
-    for flight, work in zip(flights, (IN_TIME, IN_TIME, IN_TIME, WAITED), strict=True):
-        parallelism.ended(flight, 203.0, work)
+    fill(parallelism, 4, waiting=1, at_s=200.0)
     assert parallelism.learnt == 4
+    for round_number in range(3):
+        fill(parallelism, 4, waiting=1, at_s=300.0 + 10 * round_number)
+    assert parallelism.learnt == 3
+
+
+def test_an_engine_that_is_slow_to_begin_is_not_taken_for_a_full_one() -> None:
+    """llama.cpp finishes a batch first; that shows as a wait, but no end goes with it."""
+    parallelism = Parallelism()
+    for round_number in range(10):
+        flights = [parallelism.sent(10.0 * round_number) for _ in range(4)]
+        for flight in flights:
+            parallelism.ended(
+                flight,
+                10.0 * round_number + 2.5,
+                Work(output_tokens=10, slot_wait_s=0.15, busy_s=2.0, load_s=0.001),
+            )
+    assert parallelism.learnt == 4
+
+
+def test_the_wait_for_a_load_is_not_one_for_a_slot() -> None:
+    parallelism = Parallelism()
+    for round_number in range(10):
+        flights = [parallelism.sent(20.0 * round_number) for _ in range(3)]
+        for number, flight in enumerate(flights):
+            work = Work(output_tokens=10, slot_wait_s=0.05, busy_s=1.0 + number, load_s=10.0)
+            parallelism.ended(flight, 20.0 * round_number + 11.05 + number, work)
+    assert parallelism.learnt == 3
 
 
 def test_there_is_always_one_place_and_never_more_than_the_most() -> None:
     parallelism = Parallelism()
     assert (parallelism.learnt, parallelism.limit) == (1, 2)
     for round_number in range(20):
-        fill(parallelism, 3, WAITED, at_s=10.0 * round_number)
+        fill(parallelism, 3, waiting=2, at_s=10.0 * round_number)
     assert parallelism.learnt == 1
     parallelism = Parallelism()
     for round_number in range(5):
-        fill(parallelism, 2 * MOST, IN_TIME, at_s=10.0 * round_number)
+        fill(parallelism, 2 * MOST, at_s=10.0 * round_number)
     assert parallelism.limit == MOST
 
 
@@ -130,7 +157,7 @@ def test_requests_that_fail_or_tell_nothing_teach_nothing() -> None:
         flights = [parallelism.sent(10.0 * round_number) for _ in range(3)]
         for flight in flights:
             parallelism.ended(flight, 10.0 * round_number + 1, None)
-    fill(parallelism, 3, Work(), at_s=500.0)
+    parallelism.ended(parallelism.sent(500.0), 501.0, Work())
     assert (parallelism.learnt, parallelism.limit, parallelism.active) == (1, 2, 0)
 
 

@@ -5,8 +5,9 @@ than there are slots only moves the waiting to where it is neither fair nor boun
 shows: the request gets its first token only after another one has ended. So each answer is a *vote* for
 or against its *level*, the number of requests at the server when it was sent, itself included:
 
-- An answer under ``/api`` tells how long it waited for a slot: what its total time holds beyond loading,
-  prompt and output.
+- A stream that gave its first token before any other request ended has shown that all of them fit.
+- An answer under ``/api`` tells when it got its slot: its total time holds something beyond loading,
+  prompt and output. It waited for another one if that one's end falls into the later half of this time.
 - A stream without these figures was late if another request ended in the later half of its wait for the
   first token. Chance does that too when prompts are long, so such a vote against counts for less.
 - A whole answer without them votes by tokens/s: one level more must bring at least 30 % of what it
@@ -19,7 +20,7 @@ whoever gave a server its slots has decided for what speed.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass
 
 from ollamalab.queueing.work import Work
@@ -31,10 +32,17 @@ MOST = 64
 _VOTE = 0.25
 _DOUBTFUL_VOTE = 0.1
 
-#: Seconds of an answer that are neither work nor waiting: Ollama's own, 2 to 14 ms where nothing waits,
-#: less for short work. Only what goes beyond is a wait for a slot.
+#: Of the time that answers under ``/api`` leave unexplained, this much is Ollama's own (2 to 14 ms where
+#: nothing waits, less for short work). Beyond, it is a wait for a slot only if an end goes with it: engines
+#: that are busy take up to 150 ms to begin with a request that has its slot.
 _OVERHEAD_S = 0.02
 _OVERHEAD_RATIO = 0.25
+
+#: An end at the server may be seen here so much later than the next one's begin that it made possible.
+_LAG_S = 0.02
+
+#: Moments of ends that are remembered.
+_ENDS = 4 * MOST
 
 #: Votes on the level reached until the next one is tried again: doubled by each failure.
 _PATIENCE = 8
@@ -93,7 +101,7 @@ class Parallelism:
         self._is_judged_by_rate = False
         self._request_seconds = 0.0
         self._counted_until_s = 0.0
-        self._last_end_s = -math.inf
+        self._ends_s: deque[float] = deque(maxlen=_ENDS)
         self._patience = _PATIENCE
         self._votes_until_trial = 0
 
@@ -113,10 +121,10 @@ class Parallelism:
     def first_token(self, flight: Flight, now_s: float) -> None:
         """Note that a stream begins to say something."""
         flight.has_begun = True
-        if self._last_end_s <= flight.sent_s:
+        if not self._has_end_between(flight.sent_s, now_s):
             flight.is_late = False
             self._vote(flight.level, holds=True, weight=_VOTE)
-        elif self._last_end_s > (flight.sent_s + now_s) / 2:
+        elif self._has_end_between((flight.sent_s + now_s) / 2, now_s):
             flight.is_late = True
 
     def ended(self, flight: Flight, now_s: float, work: Work | None) -> None:
@@ -129,17 +137,34 @@ class Parallelism:
         """
         self._count_until(now_s)
         self.active -= 1
-        self._last_end_s = now_s
-        if work is None:
-            return
+        if work is not None:
+            self._judge(flight, now_s, work)
+        self._ends_s.append(now_s)
+
+    def _judge(self, flight: Flight, now_s: float, work: Work) -> None:
         if work.slot_wait_s is not None and work.busy_s is not None:
-            waited = work.slot_wait_s > min(_OVERHEAD_S, _OVERHEAD_RATIO * work.busy_s)
+            waited = self._has_waited(flight, work.slot_wait_s, work.busy_s, work.load_s or 0.0)
             if waited or not flight.has_begun:  # a stream that was in time has voted already
                 self._vote(flight.level, holds=not waited, weight=_VOTE)
         elif flight.is_late:
             self._vote(flight.level, holds=False, weight=_DOUBTFUL_VOTE)
         elif not flight.has_begun:
             self._judge_by_rate(flight, now_s, work.output_tokens)
+
+    def _has_waited(self, flight: Flight, slot_wait_s: float, busy_s: float, load_s: float) -> bool:
+        if slot_wait_s <= min(_OVERHEAD_S, _OVERHEAD_RATIO * busy_s):
+            return False
+        slot_s = flight.sent_s + load_s + slot_wait_s
+        return self._has_end_between(slot_s - slot_wait_s / 2, slot_s + _LAG_S)
+
+    def _has_end_between(self, after_s: float, until_s: float) -> bool:
+        """Return whether a request ended then; of the last ends only, which is as far back as it matters."""
+        for end_s in reversed(self._ends_s):
+            if end_s <= after_s:
+                return False
+            if end_s <= until_s:
+                return True
+        return False
 
     def _is_on_trial(self, learnt: int) -> bool:
         return learnt == len(self._scores) or self._scores[learnt] is None
