@@ -18,6 +18,7 @@ at a member.
 ``capacity``    what the queue in front asks and tells
 ``prompts``     what prefix routing compares
 ``reply``       replies
+``visits``      who else hears of every request
 ``statistics``  what a cluster tells of itself
 ==============  ========================================================================
 """

@@ -15,6 +15,7 @@ from ollamalab.queueing import State, Work
 if TYPE_CHECKING:
     from ollamalab.cluster.member import Member
     from ollamalab.cluster.roster import Roster
+    from ollamalab.cluster.visits import Visit
 
 
 class Booking:
@@ -27,6 +28,7 @@ class Booking:
         tokens: That its answer will probably have.
         tried: Members that have had it, this one included; others may join.
         clock: Monotonic seconds.
+        visit: Also hears how it goes on.
 
     Attributes:
         member: Where the request goes.
@@ -47,6 +49,7 @@ class Booking:
         "_roster",
         "_sent_s",
         "_tokens",
+        "_visit",
         "key",
         "member",
         "scope",
@@ -62,6 +65,7 @@ class Booking:
         tokens: float,
         tried: Sequence[Member],
         clock: Callable[[], float],
+        visit: Visit | None = None,
     ) -> None:
         self.key = key = call.model_key
         self.member = member
@@ -71,6 +75,7 @@ class Booking:
         self._replica = replica = roster.replica(member, key)
         self._tokens = tokens
         self._clock = clock
+        self._visit = visit
         self._sent_s = now_s = clock()
         self._begun_s: float | None = None
         self._has_broken = self._is_judged = self._is_released = False
@@ -83,6 +88,11 @@ class Booking:
         self._is_trial = replica.breaker.sent(now_s)
         if self._is_trial:
             roster.changed()  # nobody else goes there until it is known how this ends
+
+    def answering(self) -> None:
+        """Say that a good answer has begun."""
+        if self._visit is not None:
+            self._visit.answering()
 
     def begun(self) -> None:
         """Say that a stream has given its first bytes."""
@@ -108,6 +118,8 @@ class Booking:
         if not self.member.view.in_flight:
             self.member.idle.set()
         told = work if state is State.COMPLETED else None
+        if self._visit is not None:
+            self._visit.ended(None if told is None else told.load_s)
         if told is not None:
             replica.learn(told, None if self._begun_s is None else now_s - self._begun_s)
             self._roster.history.note(

@@ -20,6 +20,7 @@ from ollamalab.cluster.reply import RoutedReply
 from ollamalab.cluster.roster import Roster
 from ollamalab.cluster.statistics import ClusterStatistics, disagreements, member_statistics
 from ollamalab.cluster.verdict import Verdict, retry_after_s, verdict_of_error, verdict_of_status
+from ollamalab.cluster.visits import Visits
 from ollamalab.cluster.watch import Watch
 from ollamalab.errors import NoUpstream, UpstreamError, UpstreamUnavailable
 from ollamalab.protocol.calls import Call, call_of, named
@@ -51,6 +52,7 @@ class Cluster:
         route: How members are chosen, one of ``routing.POLICIES``.
         settings: How members are watched.
         max_concurrent: Requests of a model that one member works on at once; None learns it.
+        visits: Also hears of every request at every member.
         rng: For draws and jitter.
         clock: Monotonic seconds.
 
@@ -68,11 +70,13 @@ class Cluster:
         route: str = "round-robin",
         settings: ClusterSettings | None = None,
         max_concurrent: int | None = None,
+        visits: Visits | None = None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._settings = settings or ClusterSettings()
         self._route = route
+        self._visits = visits
         self._clock = clock
         rng = rng or random.Random()
         self._policy: Policy = make_policy(route, rng)
@@ -201,7 +205,10 @@ class Cluster:
         while True:
             member = self._choose(call, key, tokens, candidates)
             tried.append(member)
-            booking = Booking(self._roster, member, call, tokens=tokens, tried=tried, clock=self._clock)
+            visit = None if self._visits is None else self._visits.begun(member.name, call)
+            booking = Booking(
+                self._roster, member, call, tokens=tokens, tried=tried, clock=self._clock, visit=visit
+            )
             if journey is not None:
                 journey.booking = booking
             call.ledger["route"] = self._clock() - began_s
@@ -294,6 +301,7 @@ class Cluster:
         booking.member.health.accepted(self._clock())
         if call.endpoint.names_model:
             self._roster.set_resident(booking.member, booking.key, is_resident=True)
+            booking.answering()
         if call.endpoint.kind is not Kind.GENERATION or isinstance(call.passage, Journey):
             return routed
         return MeteredReply(routed, call, booking)

@@ -123,6 +123,15 @@ class Warmer:
             self.remove(name)
         await self._group.__aexit__(kind, error, trace)
 
+    def set_upstreams(self, upstreams: Mapping[str, Upstream]) -> None:
+        """Keep models of exactly these warm from now on; those that stay are not disturbed."""
+        for name, member in tuple(self._members.items()):
+            if upstreams.get(name) is not member.upstream:
+                self.remove(name)
+        for name, upstream in upstreams.items():
+            if name not in self._members:
+                self.add(name, upstream)
+
     def add(self, name: str, upstream: Upstream) -> None:
         """Keep models of one more upstream warm, from now on.
 
