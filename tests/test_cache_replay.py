@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from ollamalab.cache import Answer
 from ollamalab.cache.replay import Form, Prepared, prepared
 from ollamalab.cache.sse import UsageFilter
+from ollamalab.errors import BadReply
+from ollamalab.protocol.lines import MAX_LINE_BYTES
 
 NOW_NS = 1_795_000_000_123_456_789
 STAMP = "2026-11-18T11:06:40.123456789Z"
@@ -296,3 +298,11 @@ def test_a_damaged_or_newer_answer_is_none() -> None:
     assert Answer.from_bytes(packed[:-1]) is None
     assert Answer.from_bytes(packed[:20] + b"?" + packed[21:]) is None
     assert Answer.from_bytes(bytes([packed[0] + 1]) + packed[1:]) is None
+
+
+def test_an_event_without_end_is_given_up_at_a_bound() -> None:
+    """Not copied with every chunk, either: of 64 MiB that would take half a minute."""
+    usage, chunk = UsageFilter(), b"x" * 2**16
+    with pytest.raises(BadReply, match="an event grew past"):
+        for _ in range(MAX_LINE_BYTES // len(chunk) + 1):
+            assert usage.feed(chunk) == b""

@@ -14,6 +14,9 @@ from typing import Any
 
 import msgspec
 
+from ollamalab.errors import BadReply
+from ollamalab.protocol.lines import MAX_LINE_BYTES
+
 STREAM_TYPE = "text/event-stream"
 WHOLE_TYPE = "application/json"
 
@@ -61,23 +64,31 @@ class UsageFilter:
     """Takes the usage out of a stream of events, whatever the borders of its chunks."""
 
     def __init__(self) -> None:
-        self._held = b""
+        self._held = bytearray()
 
     def feed(self, chunk: bytes) -> bytes:
-        """Return the events that this chunk completes, without usage; b"" if it completes none."""
-        data = self._held + chunk
-        end = data.rfind(END) + len(END)
+        """Return the events that this chunk completes, without usage; b"" if it completes none.
+
+        Raises:
+            BadReply: An event grows past ``MAX_LINE_BYTES``.
+        """
+        held = self._held
+        searched = max(0, len(held) - len(END) + 1)
+        held += chunk
+        end = held.rfind(END, searched) + len(END)
         if end < len(END):
-            self._held = data
+            if len(held) > MAX_LINE_BYTES:
+                raise BadReply(f"an event grew past {MAX_LINE_BYTES} bytes without an end")
             return b""
-        self._held = data[end:]
-        if _USAGE not in data:
-            return data[:end]
-        return b"".join(without_usage(event + END) for event in data[: end - len(END)].split(END))
+        events = bytes(held[:end])
+        del held[:end]
+        if _USAGE not in events:
+            return events
+        return b"".join(without_usage(event + END) for event in events[: -len(END)].split(END))
 
     def rest(self) -> bytes:
         """Return what follows the last event: the end of a cut stream, or nothing."""
-        return self._held
+        return bytes(self._held)
 
 
 def joined(events: Sequence[bytes]) -> bytes | None:
