@@ -132,6 +132,9 @@ def test_an_upstream_is_written_with_its_weight_and_name():
         ("", "upstream url must be a text, got ''"),
         ("http://me:word@h:port", "leave credentials out of the address"),
         ("http://h:port", "is not the address of a server"),
+        ("http://[::1", "'http://[::1' is not the address of a server"),
+        ("http://me:word@[h", "leave credentials out of the address"),
+        ("http://me:wo,word@h", "leave credentials out of the address"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_refused_with_the_reason(text: str, words: str):

@@ -31,6 +31,13 @@ def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
         server_url(text)
 
 
+@pytest.mark.parametrize("text", ["http://me:secret@[gpu2", "http://me:secret/x@gpu2"])
+def test_a_password_in_an_address_that_is_none_is_not_repeated_either(text: str) -> None:
+    with pytest.raises(SettingsError, match="this is not the address of a server") as caught:
+        server_url(text)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_password_is_refused_and_not_repeated() -> None:
     with pytest.raises(SettingsError) as caught:
         server_url("http://me:secret@gpu2")

@@ -30,6 +30,8 @@ def server_url(text: str) -> str:
         parts = urlsplit(cleaned if has_scheme else f"http://{cleaned}")
         host, port = parts.hostname, parts.port
     except ValueError as error:
+        if "@" in text:  # what the error shows of it may be a part of a password
+            raise SettingsError(f"this is not the address of a server; {example}") from None
         raise SettingsError(f"{text!r} is not the address of a server ({error}); {example}") from error
     if parts.username is not None or parts.query or parts.fragment:
         raise SettingsError(f"address of {host}: leave out user name, query and fragment; {example}")

@@ -13,7 +13,7 @@ import yaml
 from ollamalab.errors import SettingsError
 from ollamalab.settings.batching import BatchSettings
 from ollamalab.settings.cache import CacheSettings
-from ollamalab.settings.gateway import GatewaySettings, UpstreamSettings
+from ollamalab.settings.gateway import NO_CREDENTIALS, GatewaySettings, UpstreamSettings
 from ollamalab.settings.limits import ServerLimits
 from ollamalab.settings.queueing import QueueSettings
 from ollamalab.settings.values import (
@@ -150,6 +150,8 @@ def parse_upstream(text: str) -> UpstreamSettings:
     for part in parts:
         key, equals, value = part.partition("=")
         if not equals or key.strip() not in ("weight", "name"):
+            if "@" in text:
+                raise SettingsError(NO_CREDENTIALS)
             raise SettingsError(f"upstream {url}: {part!r} is not weight=NUMBER or name=NAME")
         fields[key.strip()] = value.strip()
     return _upstream(fields)

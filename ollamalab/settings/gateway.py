@@ -17,6 +17,11 @@ from ollamalab.settings.warmup import WarmupSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}")
 _MAX_WEIGHT = 1000
+
+#: Said without the address: whatever of it were shown could be a part of the password.
+NO_CREDENTIALS = (
+    "upstream: leave credentials out of the address; set api_key_file or api_key_env in the YAML file"
+)
 _MAX_PORT = 65535
 
 
@@ -33,15 +38,11 @@ class UpstreamSettings:
     verify: bool = True  #: whether its certificate is checked
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url if "://" in self.url else f"http://{self.url}")
-        if parts.username is not None or parts.password is not None:
-            raise SettingsError(
-                f"upstream {parts.hostname}: leave credentials out of the address; "
-                "set api_key_file or api_key_env in the YAML file"
-            )
-        if parts.path.strip("/"):
-            raise SettingsError(f"upstream {self.url!r} has a path; write only http://host:port")
+        if "@" in self.url:
+            raise SettingsError(NO_CREDENTIALS)
         url = server_url(self.url)
+        if urlsplit(url).path:
+            raise SettingsError(f"upstream {self.url!r} has a path; write only http://host:port")
         object.__setattr__(self, "url", url)
         object.__setattr__(self, "name", self.name or url.partition("://")[2])
         if not _NAME.fullmatch(self.name):
