@@ -87,6 +87,7 @@ def test_what_yaml_reads_as_false_is_off(tmp_path: Path, word: str):
         ("upstream: h\ncache_ttl: -1", "cache_ttl must be seconds or a duration such as 60 or 5m, got -1"),
         ("upstream: h\ncache_policy: some", "policy must be one of all, deterministic, got 'some'"),
         ("upstream: h\ncache_bytes: lots", "cache_bytes must be a size such as 256MiB, got 'lots'"),
+        ("upstream: h\nqueue_share: 2", "queue_share must be a share from 0 to 1 such as 0.5, got 2"),
         ("upstream: h\nadmin: 1", "admin must be true or false, got 1"),
         ("upstream: h\nbatch: -3", "batch must be off, adaptive, a number of lines"),
         ("upstream: h\nmax_concurrent: none", "max_concurrent must be auto or a whole number"),

@@ -13,6 +13,7 @@ import yaml
 from ollamalab.errors import SettingsError
 from ollamalab.settings.batching import BatchSettings
 from ollamalab.settings.cache import CacheSettings
+from ollamalab.settings.cluster import ClusterSettings
 from ollamalab.settings.gateway import NO_CREDENTIALS, GatewaySettings, UpstreamSettings
 from ollamalab.settings.limits import ServerLimits
 from ollamalab.settings.queueing import QueueSettings
@@ -21,6 +22,7 @@ from ollamalab.settings.values import (
     read_flag,
     read_number,
     read_path,
+    read_ratio,
     read_seconds,
     read_text,
     read_texts,
@@ -72,10 +74,16 @@ _KEYS: Mapping[str, tuple[str, Reader]] = {
     "max_concurrent": ("queue.max_concurrent", _read_concurrency),
     "max_queue": ("queue.max_queue", read_whole),
     "queue_timeout": ("queue.queue_timeout_s", read_seconds),
+    "queue_share": ("queue.share_ratio", read_ratio),
+    "queue_ageing": ("queue.ageing_s", read_seconds),
     "request_timeout": ("request_timeout_s", read_seconds),
     "load_timeout": ("load_timeout_s", read_seconds),
     "stop_timeout": ("stop_timeout_s", read_seconds),
     "route": ("route", read_text),
+    "probe_interval": ("cluster.probe_interval_s", read_seconds),
+    "probe_timeout": ("cluster.probe_timeout_s", read_seconds),
+    "list_interval": ("cluster.list_interval_s", read_seconds),
+    "max_attempts": ("cluster.max_attempts", read_whole),
     "batch": ("batch", _read_batch),
     "warm": ("warmup.models", read_texts),
     "warm_keep": ("warmup.keep", _read_keep),
@@ -108,6 +116,7 @@ _UPSTREAM_KEYS: Mapping[str, tuple[str, Reader]] = {
 _PARTS: Mapping[str, Any] = {
     "cache": CacheSettings,
     "queue": QueueSettings,
+    "cluster": ClusterSettings,
     "limits": ServerLimits,
     "warmup": WarmupSettings,
 }

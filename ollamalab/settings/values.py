@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ollamalab.errors import SettingsError
 
+_SHARE = re.compile(r"\d*\.?\d+")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|kB|KB|MB|GB|TB)?")
 _SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZES |= {"kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -51,6 +52,14 @@ def read_number(name: str, value: object) -> float:
     if not 0 <= number < math.inf:
         raise SettingsError(f"{name} must be a number from 0, got {value!r}")
     return number
+
+
+def read_ratio(name: str, value: object) -> float:
+    """Return a share from 0 to 1."""
+    text = _text_of(value)
+    if not _SHARE.fullmatch(text) or float(text) > 1:
+        raise SettingsError(f"{name} must be a share from 0 to 1 such as 0.5, got {value!r}")
+    return float(text)
 
 
 def read_flag(name: str, value: object) -> bool:
