@@ -12,10 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ollamalab.batching import BatchTally
 from ollamalab.cache import CacheStatistics
+from ollamalab.cluster import ClusterStatistics, MemberState, MemberStatistics, ReplicaStatistics
+from ollamalab.cluster.breaker import BreakerState
 from ollamalab.gateway.exposition import Exposition
-from ollamalab.gateway.progress import ProgressStatistics
 from ollamalab.gateway.served import Ending, Served
-from ollamalab.gateway.status import Snapshot, UpstreamStatus, status_of, status_page
+from ollamalab.gateway.status import Snapshot, status_of, status_page
 from ollamalab.gateway.traffic import BUCKETS_S, Traffic, log_line
 from ollamalab.metrics import summarise
 from ollamalab.queueing import ClientStatistics, QueueStatistics
@@ -69,13 +70,36 @@ QUEUE = QueueStatistics(
 
 
 def snapshot(traffic: Traffic | None = None, cache: CacheStatistics | None = CACHE) -> Snapshot:
-    failures = {"timeout": 1, "unavailable": 0, "broken": 0, "status": 2}
-    sent = ProgressStatistics(name="gpu2", requests=20, in_flight=1, failures=failures)
+    replica = ReplicaStatistics(
+        is_resident=True,
+        in_flight=1,
+        places=4,
+        tokens_per_s=50.0,
+        load_s=None,
+        breaker=BreakerState.CLOSED,
+    )
+    member = MemberStatistics(
+        name="gpu2",
+        url="http://gpu2:11434",
+        state=MemberState.UP,
+        weight=1,
+        requests=20,
+        in_flight=1,
+        moved=3,
+        failures={"timeout": 1, "unavailable": 0, "broken": 0, "status": 2},
+        probes=30,
+        failed_probes=0,
+        models={"smollm2:135m": replica},
+    )
+    cluster = ClusterStatistics(
+        route="round-robin", failovers=3, retries_denied=0, disagreements={}, members=(member,)
+    )
     return Snapshot(
         uptime_s=60.0,
         open_connections=3,
         active_requests=2,
-        upstreams=(UpstreamStatus(url="http://gpu2:11434", traffic=sent, open_connections=4),),
+        cluster=cluster,
+        upstream_connections={"http://gpu2:11434": 4},
         cache=cache,
         queue=QUEUE,
         batch="adaptive",
@@ -124,7 +148,7 @@ class TestStatus:
             "bytes": 5000,
             "lines_per_frame": 5.0,
         }
-        assert status["failovers"] == 0
+        assert status["failovers"] == 3
 
     def test_requests_are_counted_once_by_status_and_by_ending(self) -> None:
         requests = status_of(snapshot(busy()))["requests"]

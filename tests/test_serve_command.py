@@ -67,11 +67,15 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int, str]:
         ((*UPSTREAM, "--cache", "tape:/dev/st0"), "tape"),
         ((*UPSTREAM, "--api-key-file", "/nope/keys"), "/nope/keys"),
         ((*UPSTREAM, "--config", "/nope/gateway.yaml"), "/nope/gateway.yaml"),
-        ((*UPSTREAM, "--upstream", "http://127.0.0.1:10"), "one upstream"),
+        ((*UPSTREAM, *UPSTREAM), "two upstreams have the"),
+        (("--upstream", "gpu1,name=a", "--upstream", "gpu2,name=a"), "two upstreams have the name a"),
+        (("--upstream", "gpu1,weight=0"), "weight must be a whole number from 1"),
+        (("--upstream", "gpu1,weight=much"), "'much'"),
+        ((*UPSTREAM, "--route", "fastest"), "route must be one of round-robin"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(flags: tuple[str, ...], words: str) -> None:
-    done = run(*flags, "--host", "127.0.0.1")
+    done = run("--port", "0", *flags, "--host", "127.0.0.1")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("ollamalab: ")

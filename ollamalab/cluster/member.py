@@ -23,6 +23,7 @@ class Member:
     Args:
         name: What replies and reports call it; no other member has it.
         upstream: Who answers. Its time limits are its own.
+        url: Where it is, for reports.
         weight: Its share under weighted routing, a measure of capacity elsewhere; a whole number from 1.
         close: Is awaited once the member has left the cluster and nothing of it is under way.
 
@@ -49,11 +50,13 @@ class Member:
         name: str,
         upstream: Upstream,
         *,
+        url: str = "",
         weight: int = 1,
         close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.name = name
         self.upstream = upstream
+        self.url = url
         self.close = close
         self.view = UpstreamView(name=name, weight=weight)
         self.health = Health()

@@ -50,6 +50,7 @@ class MemberStatistics:
 
     Attributes:
         name: What it is called.
+        url: Where it is; "" if nobody said.
         state: What becomes of requests there.
         weight: Its share under weighted routing.
         requests: Sent there for clients.
@@ -63,6 +64,7 @@ class MemberStatistics:
     """
 
     name: str
+    url: str
     state: MemberState
     weight: int
     requests: int
@@ -98,6 +100,7 @@ def member_statistics(member: Member, now_s: float) -> MemberStatistics:
     """Return what is known of a member."""
     return MemberStatistics(
         name=member.name,
+        url=member.url,
         state=_state_of(member, now_s),
         weight=member.view.weight,
         requests=member.requests,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +12,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from ollamalab import __version__
 from ollamalab.cache import CacheStatistics
-from ollamalab.gateway.status import Snapshot, UpstreamStatus
+from ollamalab.cluster import MemberState
+from ollamalab.gateway.status import Snapshot
 from ollamalab.gateway.traffic import BUCKETS_S, Histogram
 from ollamalab.queueing import QueueStatistics
 
@@ -47,7 +48,7 @@ class Exposition:
         yield _gauge("client_connections", "Open connections of clients.", {(): snapshot.open_connections})
         yield _gauge("active_requests", "Requests being answered.", {(): snapshot.active_requests})
         yield from _traffic(snapshot)
-        yield from _upstreams(snapshot.upstreams)
+        yield from _cluster(snapshot)
         yield from _queue(snapshot.queue)
         if snapshot.cache is not None:
             yield from _cache(snapshot.cache)
@@ -75,29 +76,59 @@ def _traffic(snapshot: Snapshot) -> Iterator[Metric]:
     yield queue_wait
 
 
-def _upstreams(upstreams: Iterable[UpstreamStatus]) -> Iterator[Metric]:
+def _cluster(snapshot: Snapshot) -> Iterator[Metric]:
+    cluster, connections = snapshot.cluster, snapshot.upstream_connections
+    members = [member for member in cluster.members if member.state is not MemberState.LEAVING]
     label = ["upstream"]
-    traffic = [upstream.traffic for upstream in upstreams]
+    yield _counter("failovers", "Requests sent once more, to another upstream.", {(): cluster.failovers})
     yield _counter(
-        "upstream_requests", "Requests sent to it.", {(item.name,): item.requests for item in traffic}, label
+        "retries_denied", "Requests that were not, since too many were.", {(): cluster.retries_denied}
+    )
+    yield _gauge(
+        "upstream_up",
+        "Whether it answers.",
+        {(member.name,): member.state is not MemberState.DOWN for member in members},
+        label,
+    )
+    yield _counter(
+        "upstream_requests",
+        "Requests sent to it.",
+        {(member.name,): member.requests for member in members},
+        label,
+    )
+    yield _counter(
+        "upstream_moved",
+        "Requests sent to it first, and then to another.",
+        {(member.name,): member.moved for member in members},
+        label,
     )
     yield _counter(
         "upstream_failures",
         "Requests that it gave no good answer to, by what went wrong.",
-        {(item.name, kind): count for item in traffic for kind, count in item.failures.items()},
+        {(member.name, kind): count for member in members for kind, count in member.failures.items()},
         [*label, "kind"],
     )
     yield _gauge(
         "upstream_in_flight",
         "Requests that it is answering.",
-        {(item.name,): item.in_flight for item in traffic},
+        {(member.name,): member.in_flight for member in members},
         label,
     )
     yield _gauge(
         "upstream_connections",
         "Open connections to it.",
-        {(item.traffic.name,): item.open_connections for item in upstreams},
+        {(member.name,): connections.get(member.url, 0) for member in members},
         label,
+    )
+    yield _gauge(
+        "replica_tokens_per_second",
+        "Of one answer lately, by upstream and model, the reading of its prompt included.",
+        {
+            (member.name, model): replica.tokens_per_s
+            for member in members
+            for model, replica in member.models.items()
+        },
+        [*label, "model"],
     )
 
 

@@ -1,26 +1,19 @@
-"""The gateway's parts, opened in order and wrapped round each other: cache, queue, upstream."""
+"""The gateway's parts, opened in order and wrapped round each other: cache, queue, cluster."""
 
 from __future__ import annotations
 
-import math
-import os
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
 from ollamalab.cache import ResponseCache
 from ollamalab.cache.stores import open_store
-from ollamalab.connection import ConnectionSettings, OllamaConnection
-from ollamalab.errors import SettingsError
-from ollamalab.gateway.progress import Progress
-from ollamalab.gateway.status import UpstreamStatus
-from ollamalab.protocol.calls import UPSTREAM_HEADER
-from ollamalab.protocol.upstream import Reply, Request, Upstream
+from ollamalab.cluster import Cluster
+from ollamalab.gateway.upstreams import Upstreams
+from ollamalab.protocol.upstream import Upstream
 from ollamalab.queueing import RequestQueue
 from ollamalab.settings import GatewaySettings, UpstreamSettings
-
-#: The queue bounds what waits for a model; this only keeps file descriptors for everything else.
-_MAX_CONNECTIONS = 4096
 
 
 class Pipeline:
@@ -33,57 +26,58 @@ class Pipeline:
         upstream: The outermost part: what requests are sent to.
         cache: None if there is none.
         queue: Who waits.
-        progress: The innermost watch over the upstream.
-        connection: The upstream itself.
+        cluster: Who answers.
     """
 
     upstream: Upstream
     cache: ResponseCache | None
     queue: RequestQueue
-    progress: Progress
-    connection: OllamaConnection
+    cluster: Cluster
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._stack = AsyncExitStack()
+        self._upstreams = Upstreams(
+            request_timeout_s=settings.request_timeout_s, load_timeout_s=settings.load_timeout_s
+        )
 
     async def __aenter__(self) -> Self:
         settings = self._settings
-        first, *others = settings.upstreams
-        if others:
-            raise SettingsError(
-                f"one upstream is served, {len(settings.upstreams)} are given; leave one --upstream"
-            )
+        members = await self._upstreams.members(settings.upstreams)
         async with AsyncExitStack() as stack:
-            self.connection = await stack.enter_async_context(_connection_to(first))
-            self.progress = Progress(
-                self.connection,
-                name=first.name,
-                request_timeout_s=settings.request_timeout_s,
-                load_timeout_s=settings.load_timeout_s,
+            self.cluster = await stack.enter_async_context(
+                Cluster(
+                    members,
+                    route=settings.route,
+                    settings=settings.cluster,
+                    max_concurrent=settings.queue.max_concurrent,
+                )
             )
-            self.queue = RequestQueue(settings.queue)
-            self.upstream = self.queue.in_front_of(Labelled(self.progress, first.name))
+            self.queue = RequestQueue(settings.queue, capacity=self.cluster.capacity)
+            self.cluster.on_more_room(self.queue.refill)
+            self.upstream = self.queue.in_front_of(self.cluster)
             store = open_store(settings.store, settings.cache)
             self.cache = None
             if store is not None:
                 stack.push_async_callback(store.close)
                 self.cache = await stack.enter_async_context(
-                    ResponseCache(self.upstream, settings.cache, store=store)
+                    ResponseCache(self.upstream, settings.cache, store=store, digests=self.cluster)
                 )
                 self.upstream = self.cache
             self._stack = stack.pop_all()
         return self
 
-    def statuses(self) -> tuple[UpstreamStatus, ...]:
-        """Return how each upstream does, in the order of the settings."""
-        connection = self.connection
-        status = UpstreamStatus(
-            url=connection.url,
-            traffic=self.progress.statistics(),
-            open_connections=connection.open_connections,
-        )
-        return (status,)
+    async def take_upstreams(self, wanted: Iterable[UpstreamSettings]) -> None:
+        """Take other upstreams: new ones join, those that are gone finish what is under way there.
+
+        Raises:
+            SettingsError: One cannot be used; then all stay as they are.
+        """
+        self.cluster.set_members(await self._upstreams.members(wanted))
+
+    def open_connections(self) -> Mapping[str, int]:
+        """Return how many connections to upstreams are open, idle ones included, by address."""
+        return self._upstreams.open_connections()
 
     async def __aexit__(
         self,
@@ -92,62 +86,3 @@ class Pipeline:
         trace: TracebackType | None,
     ) -> None:
         await self._stack.aclose()
-
-
-class Labelled:
-    """An upstream whose replies say where they come from.
-
-    Args:
-        upstream: Who answers.
-        name: What it is called.
-    """
-
-    def __init__(self, upstream: Upstream, name: str) -> None:
-        self._upstream = upstream
-        self._name = name
-
-    async def send(self, request: Request) -> Reply:
-        """Send one request; raises what the upstream raises."""
-        reply = await self._upstream.send(request)
-        reply.headers[UPSTREAM_HEADER] = self._name
-        return reply
-
-
-def _connection_to(upstream: UpstreamSettings) -> OllamaConnection:
-    """Return the connection pool of an upstream; how long to wait is not its decision."""
-    settings = ConnectionSettings(
-        max_connections=_MAX_CONNECTIONS,
-        progress_timeout_s=math.inf,
-        resend_stale=True,
-        ca_file=upstream.ca_file,
-        verify=upstream.verify,
-    )
-    key = _key_of(upstream)
-    return OllamaConnection(upstream.url, settings, headers={"authorization": f"Bearer {key}"} if key else {})
-
-
-def _key_of(upstream: UpstreamSettings) -> str | None:
-    """Return the bearer token that an upstream wants; None for most.
-
-    Raises:
-        SettingsError: The file or variable that should hold it does not.
-    """
-    if upstream.api_key_env:
-        key = os.environ.get(upstream.api_key_env, "").strip()
-        if not key:
-            raise SettingsError(f"upstream {upstream.name}: the variable {upstream.api_key_env} is not set")
-        return key
-    if upstream.api_key_file is None:
-        return None
-    try:
-        key = upstream.api_key_file.expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise SettingsError(
-            f"upstream {upstream.name}: cannot read {upstream.api_key_file}: {reason}"
-        ) from error
-    if not key or len(key.split()) != 1:
-        raise SettingsError(
-            f"upstream {upstream.name}: {upstream.api_key_file} must hold one key and nothing else"
-        )
-    return key

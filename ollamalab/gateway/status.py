@@ -11,26 +11,11 @@ import msgspec
 from ollamalab import __version__
 from ollamalab.batching import BatchTally
 from ollamalab.cache import CacheStatistics
-from ollamalab.gateway.progress import ProgressStatistics
+from ollamalab.cluster import ClusterStatistics, MemberStatistics
 from ollamalab.gateway.traffic import Traffic
 from ollamalab.queueing import QueueStatistics
 
 JSON_TYPE = "application/json; charset=utf-8"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UpstreamStatus:
-    """One upstream.
-
-    Attributes:
-        url: Where it is.
-        traffic: What was sent to it.
-        open_connections: Kept to it, idle ones included.
-    """
-
-    url: str
-    traffic: ProgressStatistics
-    open_connections: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +26,8 @@ class Snapshot:
         uptime_s: Since it began to answer.
         open_connections: Of clients.
         active_requests: Being answered.
-        upstreams: In the order of the settings.
+        cluster: Who answers.
+        upstream_connections: Kept to upstreams, idle ones included, by address.
         cache: None without a cache.
         queue: Who waits.
         batch: How lines are grouped, as ``--batch`` writes it.
@@ -52,7 +38,8 @@ class Snapshot:
     uptime_s: float
     open_connections: int
     active_requests: int
-    upstreams: tuple[UpstreamStatus, ...]
+    cluster: ClusterStatistics
+    upstream_connections: Mapping[str, int]
     cache: CacheStatistics | None
     queue: QueueStatistics
     batch: str
@@ -73,8 +60,13 @@ def status_of(snapshot: Snapshot) -> dict[str, Any]:
         "open_connections": snapshot.open_connections,
         "active_requests": snapshot.active_requests,
         "requests": _requests(snapshot.traffic),
-        "upstreams": [_upstream(upstream) for upstream in snapshot.upstreams],
-        "failovers": 0,
+        "upstreams": [
+            _upstream(member, snapshot.upstream_connections) for member in snapshot.cluster.members
+        ],
+        "route": snapshot.cluster.route,
+        "failovers": snapshot.cluster.failovers,
+        "retries_denied": snapshot.cluster.retries_denied,
+        "disagreements": snapshot.cluster.disagreements,
         "cache": None if snapshot.cache is None else _cache(snapshot.cache),
         "queue": msgspec.to_builtins(snapshot.queue),
         "batch": _batch(snapshot.batch, snapshot.batched),
@@ -90,9 +82,8 @@ def _requests(traffic: Traffic) -> dict[str, Any]:
     return {"total": traffic.requests.total(), "by_status": statuses, "by_ending": endings}
 
 
-def _upstream(upstream: UpstreamStatus) -> dict[str, Any]:
-    traffic: Mapping[str, Any] = msgspec.to_builtins(upstream.traffic)
-    return {"url": upstream.url, **traffic, "open_connections": upstream.open_connections}
+def _upstream(member: MemberStatistics, connections: Mapping[str, int]) -> dict[str, Any]:
+    return {**msgspec.to_builtins(member), "open_connections": connections.get(member.url, 0)}
 
 
 def _cache(cache: CacheStatistics) -> dict[str, Any]:

@@ -6,6 +6,7 @@ door for YAML, and the functions named ``..._from_environment`` read the mapping
 
 from ollamalab.settings.batching import BatchSettings
 from ollamalab.settings.cache import CacheSettings
+from ollamalab.settings.cluster import ClusterSettings
 from ollamalab.settings.gateway import GatewaySettings, UpstreamSettings
 from ollamalab.settings.limits import ServerLimits
 from ollamalab.settings.queueing import QueueSettings
@@ -16,6 +17,7 @@ __all__ = [
     "KV_CACHE_TYPES",
     "BatchSettings",
     "CacheSettings",
+    "ClusterSettings",
     "GatewaySettings",
     "QueueSettings",
     "ServerLimits",

@@ -11,6 +11,7 @@ from ollamalab.errors import SettingsError
 from ollamalab.protocol.urls import server_url
 from ollamalab.settings.batching import BatchSettings
 from ollamalab.settings.cache import CacheSettings
+from ollamalab.settings.cluster import ClusterSettings
 from ollamalab.settings.limits import ServerLimits
 from ollamalab.settings.queueing import QueueSettings
 from ollamalab.settings.warmup import WarmupSettings
@@ -76,6 +77,7 @@ class GatewaySettings:
     batch: BatchSettings = field(default_factory=BatchSettings)  #: which lines leave together
     warmup: WarmupSettings = field(default_factory=WarmupSettings)  #: which models are kept in memory
     route: str = "round-robin"  #: which upstream takes a request
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)  #: how upstreams are watched
     request_timeout_s: float = 120.0  #: without progress of an upstream
     load_timeout_s: float = 300.0  #: the same while it loads a model
     limits: ServerLimits = field(default_factory=ServerLimits)  #: what one client may take
