@@ -115,10 +115,10 @@ class NoUpstream(UpstreamUnavailable):
     """No upstream could be reached that might have answered.
 
     Attributes:
-        retry_after_s: When it is known whether one can be again.
+        retry_after_s: When it will be known whether one can be again; None if that cannot be told.
     """
 
-    def __init__(self, message: str, *, url: str = "", retry_after_s: float) -> None:
+    def __init__(self, message: str, *, url: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message, url=url)
         self.retry_after_s = retry_after_s
 

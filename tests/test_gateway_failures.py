@@ -9,6 +9,7 @@ import pytest
 from ollamalab import errors
 from ollamalab.errors import (
     BadReply,
+    NoUpstream,
     OllamaLabError,
     QueueFull,
     RequestRefused,
@@ -47,8 +48,12 @@ def test_each_failure_has_its_status_and_the_form_of_its_api(
 
 
 @pytest.mark.parametrize(("wait_s", "header"), [(None, None), (0.0, "1"), (0.2, "1"), (7.1, "8")])
-def test_a_full_queue_says_when_to_come_back_in_whole_seconds(wait_s: float | None, header: str | None):
-    failure = failure_of(QueueFull("x", retry_after_s=wait_s), is_openai=False)
+@pytest.mark.parametrize("kind", [QueueFull, NoUpstream])
+def test_what_will_pass_says_when_to_come_back_in_whole_seconds(
+    kind: type[QueueFull | NoUpstream], wait_s: float | None, header: str | None
+):
+    failure = failure_of(kind("x", retry_after_s=wait_s), is_openai=False)
+    assert failure.status == 503
     assert failure.headers.get("retry-after") == header
 
 

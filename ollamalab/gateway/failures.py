@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ollamalab.errors import (
+    NoUpstream,
     OllamaLabError,
     QueueFull,
     RequestRefused,
@@ -59,7 +60,7 @@ def failure_of(error: OllamaLabError, *, is_openai: bool) -> Whole:
     else:
         status = next((status for kind, status in _STATUSES if isinstance(error, kind)), _INTERNAL_ERROR)
     headers = {"content-type": JSON_TYPE}
-    if isinstance(error, QueueFull) and error.retry_after_s is not None:
+    if isinstance(error, QueueFull | NoUpstream) and error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     return Whole(status=status, body=_body(str(error), status, is_openai=is_openai), headers=headers)
 
