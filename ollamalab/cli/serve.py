@@ -56,12 +56,13 @@ def serve(
 
     import asyncio
     import logging
+    from functools import partial
 
     from ollamalab.connection import new_event_loop
     from ollamalab.gateway.run import serve as serve_gateway
     from ollamalab.settings.files import gateway_settings
 
-    settings = gateway_settings(config, options)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(serve_gateway(settings, announce=lambda url: typer.echo(f"listening on {url}")))
+        read = partial(gateway_settings, config, options)
+        runner.run(serve_gateway(read, announce=lambda url: typer.echo(f"listening on {url}")))

@@ -8,8 +8,9 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ollamalab.errors import SettingsError
 from ollamalab.gateway.app import HEALTH_PATH, Gateway, Page
 from ollamalab.gateway.exposition import Exposition
 from ollamalab.gateway.keys import KeyRing
@@ -73,6 +74,7 @@ async def opened(settings: GatewaySettings) -> AsyncIterator[Running]:
                     upstream_connections=pipeline.open_connections(),
                     cache=pipeline.cache.statistics() if pipeline.cache else None,
                     queue=pipeline.queue.statistics(),
+                    warmup=pipeline.warmer.statistics() if pipeline.warmer else None,
                     batch=settings.batch.text,
                     batched=relay.batched,
                     traffic=traffic,
@@ -88,21 +90,43 @@ async def opened(settings: GatewaySettings) -> AsyncIterator[Running]:
                 await server.stop(settings.stop_timeout_s)
 
 
-async def serve(settings: GatewaySettings, *, announce: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM.
+async def serve(read: Callable[[], GatewaySettings], *, announce: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; at SIGHUP take the upstreams that the settings then name.
 
     Args:
-        settings: The whole gateway.
+        read: Returns the whole gateway; called again at SIGHUP.
         announce: Gets the URL once connections are accepted.
 
     Raises:
-        SettingsError: As ``opened``.
+        SettingsError: As ``read`` and ``opened``.
     """
-    stop = asyncio.Event()
+    settings = read()
+    stop, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with opened(settings) as running:
+    loop.add_signal_handler(signal.SIGHUP, again.set)
+    async with opened(settings) as running, asyncio.TaskGroup() as group:
         announce(running.url)
+        reloading = group.create_task(_reload_at(again, running.pipeline, read, settings))
         await stop.wait()
+        reloading.cancel()
         logger.info("event=stopping deadline_s=%g", settings.stop_timeout_s)
+
+
+async def _reload_at(
+    again: asyncio.Event, pipeline: Pipeline, read: Callable[[], GatewaySettings], settings: GatewaySettings
+) -> None:
+    """Take other upstreams whenever asked; what cannot be used leaves everything as it is."""
+    while True:
+        await again.wait()
+        again.clear()
+        try:
+            wanted = await asyncio.to_thread(read)
+            await pipeline.take_upstreams(wanted.upstreams)
+        except SettingsError as error:
+            logger.error("event=reload_failed error=%s", error)
+            continue
+        logger.info("event=reloaded upstreams=%s", ",".join(upstream.name for upstream in wanted.upstreams))
+        if replace(wanted, upstreams=settings.upstreams) != settings:
+            logger.warning("event=reload_incomplete reason=only upstreams are taken without a restart")
