@@ -102,6 +102,7 @@ def snapshot(traffic: Traffic | None = None, cache: CacheStatistics | None = CAC
         upstream_connections={"http://gpu2:11434": 4},
         cache=cache,
         queue=QUEUE,
+        warmup=None,
         batch="adaptive",
         batched=BatchTally(lines=100, frames=20, bytes=5000),
         traffic=traffic or Traffic(),

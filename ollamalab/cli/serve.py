@@ -40,6 +40,12 @@ def serve(
     batch: str | None = typer.Option(
         None, help="Lines of a stream that leave together: off, 10 (lines), 20ms or adaptive.  [off]"
     ),
+    warm: list[str] = typer.Option(  # noqa: B008
+        [], metavar="MODEL", help="Load this model at the start, and again when a server comes back."
+    ),
+    warm_keep: str | None = typer.Option(
+        None, help="auto keeps models in memory while their expected use is worth it.  [off]"
+    ),
     api_key_file: Path | None = typer.Option(  # noqa: B008
         None, metavar="FILE", help="Who may ask: `name key` on each line.  [everybody]"
     ),

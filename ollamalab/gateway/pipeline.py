@@ -14,6 +14,7 @@ from ollamalab.gateway.upstreams import Upstreams
 from ollamalab.protocol.upstream import Upstream
 from ollamalab.queueing import RequestQueue
 from ollamalab.settings import GatewaySettings, UpstreamSettings
+from ollamalab.warmup import Warmer
 
 
 class Pipeline:
@@ -27,12 +28,14 @@ class Pipeline:
         cache: None if there is none.
         queue: Who waits.
         cluster: Who answers.
+        warmer: Keeps models in memory; None if none are to be kept.
     """
 
     upstream: Upstream
     cache: ResponseCache | None
     queue: RequestQueue
     cluster: Cluster
+    warmer: Warmer | None
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
@@ -44,6 +47,7 @@ class Pipeline:
     async def __aenter__(self) -> Self:
         settings = self._settings
         members = await self._upstreams.members(settings.upstreams)
+        self.warmer = Warmer(settings.warmup) if settings.warmup.is_on else None
         async with AsyncExitStack() as stack:
             self.cluster = await stack.enter_async_context(
                 Cluster(
@@ -51,8 +55,12 @@ class Pipeline:
                     route=settings.route,
                     settings=settings.cluster,
                     max_concurrent=settings.queue.max_concurrent,
+                    visits=self.warmer,
                 )
             )
+            if self.warmer is not None:
+                await stack.enter_async_context(self.warmer)
+                self._warm_members()
             self.queue = RequestQueue(settings.queue, capacity=self.cluster.capacity)
             self.cluster.on_more_room(self.queue.refill)
             self.upstream = self.queue.in_front_of(self.cluster)
@@ -74,10 +82,15 @@ class Pipeline:
             SettingsError: One cannot be used; then all stay as they are.
         """
         self.cluster.set_members(await self._upstreams.members(wanted))
+        self._warm_members()
 
     def open_connections(self) -> Mapping[str, int]:
         """Return how many connections to upstreams are open, idle ones included, by address."""
         return self._upstreams.open_connections()
+
+    def _warm_members(self) -> None:
+        if self.warmer is not None:
+            self.warmer.set_upstreams({member.name: member.upstream for member in self.cluster.members})
 
     async def __aexit__(
         self,

@@ -14,6 +14,7 @@ from ollamalab.cache import CacheStatistics
 from ollamalab.cluster import ClusterStatistics, MemberStatistics
 from ollamalab.gateway.traffic import Traffic
 from ollamalab.queueing import QueueStatistics
+from ollamalab.warmup import WarmupStatistics
 
 JSON_TYPE = "application/json; charset=utf-8"
 
@@ -30,6 +31,7 @@ class Snapshot:
         upstream_connections: Kept to upstreams, idle ones included, by address.
         cache: None without a cache.
         queue: Who waits.
+        warmup: What keeping models in memory has saved and cost; None if none are kept.
         batch: How lines are grouped, as ``--batch`` writes it.
         batched: What went through the batchers.
         traffic: What was answered.
@@ -42,6 +44,7 @@ class Snapshot:
     upstream_connections: Mapping[str, int]
     cache: CacheStatistics | None
     queue: QueueStatistics
+    warmup: WarmupStatistics | None
     batch: str
     batched: BatchTally
     traffic: Traffic
@@ -69,6 +72,7 @@ def status_of(snapshot: Snapshot) -> dict[str, Any]:
         "disagreements": snapshot.cluster.disagreements,
         "cache": None if snapshot.cache is None else _cache(snapshot.cache),
         "queue": msgspec.to_builtins(snapshot.queue),
+        "warmup": None if snapshot.warmup is None else msgspec.to_builtins(snapshot.warmup),
         "batch": _batch(snapshot.batch, snapshot.batched),
     }
 

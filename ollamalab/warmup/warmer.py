@@ -244,6 +244,10 @@ class Warmer:
                 preload.model,
                 error,
             )
+        except Exception:
+            logger.exception(
+                "event=%s_failed upstream=%s model=%s", decision.step, member.name, preload.model
+            )
         finally:
             member.keeper.step_ended(decision, self._clock(), took_s=took_s)
 
