@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 POLL_S = 10.0
 _JITTER_RATIO = 0.2
 
+#: The same while it does not answer: what it had in memory is wanted again once it is back.
+_RETRY_S = 2.0
+
 #: ``/api/ps`` may wait for the unload of another model, up to 5 s.
 _LISTING_TIMEOUT_S = 10.0
 
@@ -219,7 +222,8 @@ class Warmer:
             except Exception:  # a gateway does without, rather than fall
                 logger.exception("event=warmup_failed upstream=%s", member.name)
             spread = self._rng.uniform(1 - _JITTER_RATIO, 1 + _JITTER_RATIO)
-            await asyncio.sleep(member.keeper.pause_s(self._clock(), self._poll_s * spread))
+            longest_s = self._poll_s if member.is_reachable else min(self._poll_s, _RETRY_S)
+            await asyncio.sleep(member.keeper.pause_s(self._clock(), longest_s * spread))
 
     async def _do(self, member: _Member, decision: Decision, preload: Preload) -> None:
         begun_s = self._clock()
