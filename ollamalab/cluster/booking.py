@@ -122,9 +122,8 @@ class Booking:
             self._visit.ended(None if told is None else told.load_s)
         if told is not None:
             replica.learn(told, None if self._begun_s is None else now_s - self._begun_s)
-            self._roster.history.note(
-                self.key, service_s=now_s - self._sent_s, output_tokens=told.output_tokens
-            )
+            if told.output_tokens is not None:
+                self._roster.note_tokens(self.key, told.output_tokens)
         if self._flight is not None and replica.ended(self._flight, now_s, told):
             self._roster.places_changed(self.key)
 

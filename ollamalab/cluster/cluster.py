@@ -335,7 +335,7 @@ class Cluster:
     def _expected_tokens(self, call: Call) -> float:
         if call.endpoint.kind is not Kind.GENERATION:
             return 0.0
-        return expected_output_tokens(call, self._roster.history.output_tokens(call.model_key))
+        return expected_output_tokens(call, self._roster.usual_tokens.get(call.model_key))
 
     def _final(self, error: UpstreamError, tried: list[Member]) -> UpstreamError:
         """Return what to raise when nobody is left to ask."""

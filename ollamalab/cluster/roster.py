@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 from ollamalab.cluster.member import Member
 from ollamalab.cluster.replica import UNLEARNT_PLACES, Replica
-from ollamalab.queueing.history import History
 from ollamalab.routing import Candidates, UpstreamView
 
 #: Models are named by clients, so what is kept by name needs a bound.
 _MOST_POOLS = 1024
 _MOST_UNLISTED = 256
+
+#: Share that the latest value has in a running mean.
+_NEWS = 0.2
 
 
 @dataclass(slots=True)
@@ -47,14 +49,14 @@ class Roster:
 
     Attributes:
         members: Who may be chosen, by name, in the order of the settings.
-        history: What requests for each model were like lately.
+        usual_tokens: Of an answer of each model lately, on average.
         places: As given.
         on_change: Is called when a pool may have become larger.
     """
 
     def __init__(self, *, places: int | None, rng: random.Random) -> None:
         self.members: dict[str, Member] = {}
-        self.history = History()
+        self.usual_tokens: dict[str, float] = {}
         self.places = places
         self.on_change: Callable[[], None] = _nothing
         self._rng = rng
@@ -102,6 +104,11 @@ class Roster:
         pool = self._pools.get(key)
         if pool is not None:
             pool.places = None
+
+    def note_tokens(self, key: str, tokens: int) -> None:
+        """Take note of how long an answer of a model was."""
+        usual = self.usual_tokens.get(key, float(tokens))
+        self.usual_tokens[key] = usual + _NEWS * (tokens - usual)
 
     def learnt(self) -> Mapping[str, int]:
         """Return what has been learnt of each model's places, all members together, trials left out."""
