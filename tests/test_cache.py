@@ -184,6 +184,19 @@ class TestDigests:
             upstream.digests[MODEL] = "b" * 64
             assert await fill(cache, upstream, chat()) == "miss"
 
+    async def test_what_may_come_from_a_model_pulled_meanwhile_is_no_answer_of_the_old_ones_other_names(
+        self, upstream: HeldUpstream, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ollamalab.cache.digests._FRESH_S", 0.0)
+        upstream.digests["smollm2:latest"] = upstream.digests[MODEL]
+        async with ResponseCache(upstream) as cache:
+            running = soon(asked(cache, chat()))
+            call = await upstream.called(1)
+            upstream.digests[MODEL] = "b" * 64
+            call.open().give(*STREAM).end()
+            assert (await running)[0] == "miss"
+            assert await fill(cache, upstream, chat(model="smollm2:latest")) == "miss"
+
     async def test_a_model_that_the_upstream_does_not_list_is_passed_on(
         self, cache: ResponseCache, upstream: HeldUpstream
     ) -> None:

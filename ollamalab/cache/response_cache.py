@@ -261,15 +261,21 @@ class ResponseCache:
         if flight.is_complete:
             self._saved_s += flight.upstream_s * (flight.passengers - 1)
             if answer := self._answer_of(flight, question):
-                await self._keep(flight, question.key, answer)
+                await self._keep(flight, question, answer)
 
-    async def _keep(self, flight: Flight, key: bytes, answer: Answer) -> None:
-        """Store an answer. Whoever has read it finds it, however long the store takes."""
+    async def _keep(self, flight: Flight, question: _Question, answer: Answer) -> None:
+        """Store an answer. Whoever has read it finds it, however long the store takes.
+
+        Unless its model was pulled meanwhile: then another digest may have answered, and the one that was
+        looked up may have further names.
+        """
+        key = question.key
         self._arriving[key] = answer
         flight.end()
         try:
-            await self._store.put(key, answer)
-            self._stored += 1
+            if await self._digests.digest_of(question.call.model_key) == question.digest:
+                await self._store.put(key, answer)
+                self._stored += 1
         finally:
             if self._arriving.get(key) is answer:
                 del self._arriving[key]
