@@ -27,8 +27,11 @@ Page = Callable[[], tuple[str, bytes]]
 HEALTH_PATH = "/healthz"
 
 #: A client's headers that stay on its side: its secrets, what the connection makes anew, what only a
-#: browser's server should see, and what speaks to the gateway.
-_KEPT_BACK = frozenset(("authorization", "cookie", "origin", "referer", "cache-control", "content-length"))
+#: browser's server should see, what speaks to the gateway, and the wish for a compressed answer, of which
+#: the parts could read no line (a proxy in front of an upstream would grant it).
+_KEPT_BACK = frozenset(("authorization", "proxy-authorization", "x-api-key", "api-key", "cookie")) | {
+    *("origin", "referer", "cache-control", "content-length", "accept-encoding")
+}
 _OWN_PREFIX = "x-ollamalab-"
 
 _READ = ("GET", "HEAD")
