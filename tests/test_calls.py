@@ -158,7 +158,13 @@ def test_each_path_has_its_kind(path: str, kind: Kind):
     assert endpoint.kind is kind
 
 
-@pytest.mark.parametrize("path", ["/api", "/api/chat/", "/API/chat", "/v1/models/", "/api/blobs/", "", "x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/api", "/api/chat/", "/API/chat", "/v1/models/", "/api/blobs/", "", "x"),
+        *("/v1/models/../../metrics", "/v1/models/%2e%2E/x", "/v1/models/..%2fx", "/v1/models/a/./b"),
+    ],
+)
 def test_paths_that_ollama_does_not_know_are_nothing(path: str):
     assert endpoint_of(path) is None
 

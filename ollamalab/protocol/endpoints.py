@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from urllib.parse import unquote
 
 
 class Kind(StrEnum):
@@ -97,4 +98,10 @@ def endpoint_of(path: str) -> Endpoint | None:
     known = ENDPOINTS.get(path)
     if known is not None:
         return known
-    return next((entry for entry in _PREFIXES if path.startswith(entry.path) and path != entry.path), None)
+    return next((entry for entry in _PREFIXES if _is_below(path, entry.path)), None)
+
+
+def _is_below(path: str, prefix: str) -> bool:
+    """Whether a path goes on after a prefix; not by dots, which a proxy before a server would follow away."""
+    rest = path[len(prefix) :]
+    return path.startswith(prefix) and bool(rest) and not {".", ".."} & set(unquote(rest).split("/"))
