@@ -239,6 +239,8 @@ class Cluster:
         """Send a request to the member where it is booked; the booking ends if no reply comes."""
         member = booking.member
         try:
+            if len(self._roster.members) == 1:  # nowhere else to wait
+                return await member.upstream.send(request)
             async with asyncio.timeout(None) as booking.scope:  # cut short if the member goes silent
                 member.waiting.add(booking)
                 return await member.upstream.send(request)

@@ -32,7 +32,9 @@ class History:
             service_s: Seconds from its place to its end.
             output_tokens: What it generated; None if that is not known.
         """
-        means = self._lanes.setdefault(lane, _Means())
+        means = self._lanes.get(lane)
+        if means is None:
+            means = self._lanes[lane] = _Means()
         self._lanes.move_to_end(lane)
         means.service_s = _mixed(means.service_s, service_s)
         if output_tokens is not None:
