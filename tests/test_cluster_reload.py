@@ -1,0 +1,162 @@
+"""A running ``serve`` takes other upstreams from its file at SIGHUP, and nobody's request is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from cluster_nodes import MODEL, Node, running
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+
+
+class Gateway:
+    """A ``serve`` process with a settings file."""
+
+    def __init__(self, url: str, process: asyncio.subprocess.Process, file: Path, log: Path) -> None:
+        self.url = url
+        self.process = process
+        self.http = aiohttp.ClientSession(url)
+        self._file = file
+        self._log = log
+
+    async def take(self, *upstreams: tuple[str, Node], also: str = "") -> None:
+        """Write the file anew and have it read."""
+        self._file.write_text(settings_of(*upstreams) + also)
+        await self.reload()
+
+    async def reload(self, text: str | None = None) -> None:
+        """Have the file read, with other text if given; return once it has been."""
+        if text is not None:
+            self._file.write_text(text)
+        before = self._reloads()
+        self.process.send_signal(signal.SIGHUP)
+        while self._reloads() == before:  # noqa: ASYNC110 - a log sends no event
+            await asyncio.sleep(0.005)
+
+    async def upstreams(self) -> dict[str, dict[str, Any]]:
+        """Return what ``/lab/status`` says of each."""
+        async with self.http.get("/lab/status") as reply:
+            return {entry["name"]: entry for entry in (await reply.json())["upstreams"]}
+
+    async def chat(self) -> tuple[str, dict[str, Any]]:
+        """Return who answered, and the last line."""
+        async with self.http.post("/api/chat", json=CHAT) as reply:
+            assert reply.status == 200, await reply.text()
+            lines = (await reply.read()).splitlines()
+            return reply.headers["x-ollamalab-upstream"], json.loads(lines[-1])
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def _reloads(self) -> int:
+        return self.log().count("event=reload")
+
+
+def settings_of(*upstreams: tuple[str, Node]) -> str:
+    entries = [{"name": name, "url": node.url} for name, node in upstreams]
+    return f"upstream: {json.dumps(entries)}\nprobe_interval: 0.05\nstop_timeout: 0\n"
+
+
+@asynccontextmanager
+async def gateway(folder: Path, *upstreams: tuple[str, Node]) -> AsyncIterator[Gateway]:
+    file, log = folder / "gateway.yaml", folder / "log"
+    file.write_text(settings_of(*upstreams))
+    command = [sys.executable, "-m", "ollamalab", "serve", "--port", "0", "--config", str(file)]
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=output)
+        assert process.stdout is not None
+        first = (await process.stdout.readline()).decode()
+        serving = Gateway(first.removeprefix("listening on ").strip(), process, file, log)
+        try:
+            yield serving
+        finally:
+            await serving.http.close()
+            process.kill()
+            await process.communicate()
+
+
+async def test_upstreams_come_and_go_under_load_and_no_request_is_lost(tmp_path: Path) -> None:
+    a, b, c = Node(), Node(), Node()
+    async with running(a, b, c), gateway(tmp_path, ("a", a), ("b", b)) as serving:
+        found: Counter[str] = Counter()
+        is_over = False
+
+        async def client() -> None:
+            while not is_over:
+                name, last = await serving.chat()
+                assert last["done"]
+                found[name] += 1
+
+        async with asyncio.TaskGroup() as clients:
+            for _ in range(8):
+                clients.create_task(client())
+            for wanted in (("a", "b", "c"), ("b", "c"), ("c",), ("a", "c"), ("a", "b", "c"), ("b",)):
+                nodes = {"a": a, "b": b, "c": c}
+                await serving.take(*((name, nodes[name]) for name in wanted))
+                before = {name: found[name] for name in wanted}
+                while any(found[name] < count + 5 for name, count in before.items()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+            is_over = True
+        statuses = await serving.upstreams()
+        while set(statuses) != {"b"}:
+            statuses = await serving.upstreams()
+        assert (statuses["b"]["state"], statuses["b"]["in_flight"]) == ("up", 0)
+        assert found.total() == sum(len(node.asked) for node in (a, b, c))  # each was sent once
+
+
+async def test_one_that_leaves_finishes_its_stream_first(tmp_path: Path) -> None:
+    a, b = Node(), Node()
+    a.gate.clear()
+    async with running(a, b), gateway(tmp_path, ("a", a)) as serving:
+        held = asyncio.create_task(serving.chat())
+        await a.called(1)
+        await serving.take(("b", b))
+        assert (await serving.chat())[0] == "b"
+        assert (await serving.upstreams())["a"]["state"] == "leaving"
+        a.gate.set()
+        assert (await held)[1]["done"]
+        while "a" in await serving.upstreams():
+            pass
+
+
+async def test_a_bad_file_changes_nothing_and_says_why(tmp_path: Path) -> None:
+    a, b = Node(), Node()
+    async with running(a, b), gateway(tmp_path, ("a", a)) as serving:
+        for text, words in (
+            ("upstream: [", "not YAML"),
+            ("upstream: []\n", "no upstream is given"),
+            (settings_of(("b", b), ("b", a)), "two upstreams have the name b"),
+            (f"upstream: {{url: '{b.url}', api_key_file: /nope}}\n", "cannot read /nope"),
+        ):
+            await serving.reload(text)
+            assert words in serving.log().splitlines()[-1]
+            assert "event=reload_failed" in serving.log().splitlines()[-1]
+            assert (await serving.chat())[0] == "a"
+
+
+async def test_what_needs_a_restart_is_said(tmp_path: Path) -> None:
+    a, b = Node(), Node()
+    async with running(a, b), gateway(tmp_path, ("a", a)) as serving:
+        await serving.take(("a", a), ("b", b), also="max_queue: 7\n")
+        while "event=reload_incomplete" not in serving.log():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        assert set(await serving.upstreams()) == {"a", "b"}
+
+
+async def test_another_address_under_the_same_name_is_another_server(tmp_path: Path) -> None:
+    a, b = Node(), Node()
+    async with running(a, b), gateway(tmp_path, ("gpu", a)) as serving:
+        await serving.chat()
+        await serving.take(("gpu", b))
+        await serving.chat()
+        assert (len(a.asked), len(b.asked)) == (1, 1)
