@@ -11,8 +11,8 @@ from held_upstream import FINAL, MODEL, STREAM, HeldUpstream, ReadyReply, body_o
 from raw_server import Peer, raw
 
 from ollamalab.connection import OllamaConnection
-from ollamalab.errors import BadReply, SettingsError, UpstreamTimeout, UpstreamUnavailable
-from ollamalab.gateway.progress import Progress, ProgressStatistics, Residents
+from ollamalab.errors import SettingsError, UpstreamTimeout, UpstreamUnavailable
+from ollamalab.gateway.progress import Progress, Residents
 from ollamalab.protocol.calls import call_of
 from ollamalab.protocol.upstream import Reply, Request
 
@@ -256,35 +256,6 @@ async def read(reply: Reply, came: list[bytes]) -> None:
     async with reply:
         async for chunk in reply.chunks():
             came.append(chunk)
-
-
-async def test_what_happened_is_counted_once_each() -> None:
-    server = Server(MODEL)
-    progress = watched(server)
-    await answer(server, progress, chat())
-    for index, outcome in enumerate((UpstreamUnavailable("gone"), BadReply("cut"), None), start=1):
-        task = asyncio.create_task(answered(progress, chat()))
-        held = await server.called(index + 1)
-        if isinstance(outcome, UpstreamUnavailable):
-            held.refuse(outcome)
-        elif outcome:
-            held.open().give(STREAM[0]).break_off(outcome)
-        else:
-            held.open(503).end()
-        assert progress.statistics().in_flight == 1
-        await asyncio.gather(task, return_exceptions=True)
-    with pytest.raises(UpstreamTimeout):
-        await progress.send(chat())
-    assert progress.statistics() == ProgressStatistics(
-        name="gpu2",
-        requests=5,
-        in_flight=0,
-        failures={"timeout": 1, "unavailable": 1, "broken": 1, "status": 1},
-    )
-
-
-async def answered(progress: Progress, request: Request) -> bytes:
-    return await body_of(await progress.send(request))
 
 
 async def test_timeouts_must_be_positive() -> None:

@@ -18,9 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,7 +29,6 @@ from ollamalab.errors import (
     SettingsError,
     UpstreamError,
     UpstreamTimeout,
-    UpstreamUnavailable,
 )
 from ollamalab.protocol.calls import Call, call_of
 from ollamalab.protocol.names import parse_name
@@ -44,25 +41,7 @@ logger = logging.getLogger(__name__)
 LISTING_TIMEOUT_S = 10.0
 
 _SWEEP_INTERVAL_S = 1.0
-_OK, _SERVER_ERROR = 200, 500
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProgressStatistics:
-    """What was sent to an upstream since the start.
-
-    Attributes:
-        name: Of the upstream.
-        requests: Sent.
-        in_flight: Being answered now.
-        failures: Requests without a good answer: "timeout", "unavailable", "broken" in the middle or not
-            Ollama's protocol, "status" of 500 or more; each counts once.
-    """
-
-    name: str
-    requests: int
-    in_flight: int
-    failures: Mapping[str, int]
+_OK = 200
 
 
 class Residents:
@@ -127,8 +106,6 @@ class Progress:
         self._clock = clock
         self._residents = Residents()
         self._waits: set[_Wait] = set()
-        self._requests = 0
-        self._failures: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
 
     async def send(self, request: Request) -> Reply:
@@ -151,15 +128,12 @@ class Progress:
             self._waits.discard(wait)
             if wait.is_given_up_by(error):
                 raise self._timeout(wait) from error
-            self._note(error)
             raise
         finally:
             wait.since_s = None
             if wait.asking is not None:
                 await wait.stop_asking()
-        if reply.status >= _SERVER_ERROR:
-            self._failures["status"] += 1
-        elif call.endpoint.names_model and reply.status == _OK:
+        if call.endpoint.names_model and reply.status == _OK:
             self._residents.note_answer(call)
         if whole_of(reply) is not None:  # nothing is left to wait for
             self._waits.discard(wait)
@@ -180,26 +154,15 @@ class Progress:
         except (asyncio.CancelledError, UpstreamError) as error:
             if wait.is_given_up_by(error):
                 raise self._timeout(wait) from error
-            self._note(error)
             raise
         finally:
             wait.since_s = None
-
-    def statistics(self) -> ProgressStatistics:
-        """Return what has been counted."""
-        return ProgressStatistics(
-            name=self._name,
-            requests=self._requests,
-            in_flight=len(self._waits),
-            failures={kind: self._failures[kind] for kind in ("timeout", "unavailable", "broken", "status")},
-        )
 
     def leave(self, wait: _Wait) -> None:
         """Watch a reply no longer."""
         self._waits.discard(wait)
 
     def _add(self, wait: _Wait) -> None:
-        self._requests += 1
         self._waits.add(wait)
         if self._timer is None:
             self._set_timer()
@@ -247,16 +210,7 @@ class Progress:
             logger.warning("event=listing_failed upstream=%s error=%s", self._name, type(error).__name__)
             return None
 
-    def _note(self, error: BaseException) -> None:
-        if isinstance(error, UpstreamUnavailable):
-            self._failures["unavailable"] += 1
-        elif isinstance(error, UpstreamTimeout):
-            self._failures["timeout"] += 1
-        elif isinstance(error, UpstreamError):
-            self._failures["broken"] += 1
-
     def _timeout(self, wait: _Wait) -> UpstreamTimeout:
-        self._failures["timeout"] += 1
         if wait.is_loading:
             text = f"{self._name} sent nothing in {wait.limit_s:g} s and still loads {wait.call.model}"
         else:
