@@ -14,17 +14,20 @@ if TYPE_CHECKING:
     from ollamalab.batching import StreamBatcher
     from ollamalab.cache import ResponseCache
     from ollamalab.client import OllamaClient
+    from ollamalab.cluster import Cluster
     from ollamalab.gpu import GpuSampler
     from ollamalab.lab import Lab
     from ollamalab.loadgen import LoadGenerator, LoadSettings
     from ollamalab.queueing import RequestQueue
-    from ollamalab.settings import CacheSettings, QueueSettings, ServerSettings
+    from ollamalab.settings import CacheSettings, ClusterSettings, QueueSettings, ServerSettings
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BatchSettings",
     "CacheSettings",
+    "Cluster",
+    "ClusterSettings",
     "GpuSampler",
     "Lab",
     "LoadGenerator",
@@ -41,6 +44,8 @@ __all__ = [
 _HOME = {
     "BatchSettings": "ollamalab.settings",
     "CacheSettings": "ollamalab.settings",
+    "Cluster": "ollamalab.cluster",
+    "ClusterSettings": "ollamalab.settings",
     "GpuSampler": "ollamalab.gpu",
     "Lab": "ollamalab.lab",
     "LoadGenerator": "ollamalab.loadgen",

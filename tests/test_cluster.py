@@ -27,6 +27,7 @@ from cluster_nodes import (
 )
 
 from ollamalab.cluster import Cluster, Member, MemberState
+from ollamalab.connection import OllamaConnection
 from ollamalab.errors import BadReply, NoUpstream, RequestRefused, SettingsError, UpstreamError
 from ollamalab.settings import ClusterSettings
 
@@ -128,6 +129,18 @@ class TestChoosing:
     def test_an_unknown_route_is_refused(self) -> None:
         with pytest.raises(SettingsError, match="route must be one of"):
             Cluster([], route="fastest")
+
+    async def test_bare_connections_are_members_by_their_address(self) -> None:
+        a, b = Node(), Node()
+        async with (
+            running(a, b),
+            OllamaConnection(a.url) as first,
+            OllamaConnection(b.url) as second,
+            Cluster([first, second]) as cluster,
+        ):
+            await listed(cluster)
+            names = {node.url.removeprefix("http://") for node in (a, b)}
+            assert set(await answers(cluster, 4)) == names
 
     async def test_an_empty_cluster_has_no_upstream(self) -> None:
         async with Cluster([]) as cluster:

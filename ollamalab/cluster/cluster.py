@@ -14,7 +14,7 @@ from ollamalab.cluster.booking import Booking
 from ollamalab.cluster.budget import RetryBudget
 from ollamalab.cluster.capacity import ClusterCapacity, Journey
 from ollamalab.cluster.listing import is_merged, merged_list, model_described, refuse_change
-from ollamalab.cluster.member import Member
+from ollamalab.cluster.member import Member, as_member
 from ollamalab.cluster.prompts import prompt_of
 from ollamalab.cluster.reply import RoutedReply
 from ollamalab.cluster.roster import Roster
@@ -25,7 +25,7 @@ from ollamalab.cluster.watch import Watch
 from ollamalab.errors import NoUpstream, UpstreamError, UpstreamUnavailable
 from ollamalab.protocol.calls import Call, call_of, named
 from ollamalab.protocol.endpoints import Kind
-from ollamalab.protocol.upstream import Reply, Request
+from ollamalab.protocol.upstream import Reply, Request, Upstream
 from ollamalab.queueing import MeteredReply, State
 from ollamalab.queueing.cost import expected_output_tokens
 from ollamalab.routing import Candidates, Policy, PrefixAffinity, UpstreamView, Want, make_policy
@@ -48,7 +48,8 @@ class Cluster:
     and tells it how answers go on, nothing is metered twice.
 
     Args:
-        members: Who answers; none may have another's name.
+        members: Who answers; none may have another's name. An upstream that is no ``Member`` becomes one,
+            named by its address.
         route: How members are chosen, one of ``routing.POLICIES``.
         settings: How members are watched.
         max_concurrent: Requests of a model that one member works on at once; None learns it.
@@ -65,7 +66,7 @@ class Cluster:
 
     def __init__(
         self,
-        members: Iterable[Member],
+        members: Iterable[Member | Upstream],
         *,
         route: str = "round-robin",
         settings: ClusterSettings | None = None,
@@ -82,7 +83,7 @@ class Cluster:
         self._policy: Policy = make_policy(route, rng)
         self._reads_prompts = isinstance(self._policy, PrefixAffinity)
         self._roster = Roster(places=max_concurrent, rng=rng)
-        self._roster.set_members(members)
+        self._roster.set_members(map(as_member, members))
         self._budget = RetryBudget()
         self._watch = Watch(
             self._roster,

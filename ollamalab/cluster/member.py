@@ -74,3 +74,11 @@ class Member:
         self.look = asyncio.Event()
         self.idle = asyncio.Event()
         self.idle.set()
+
+
+def as_member(upstream: Member | Upstream) -> Member:
+    """Return an upstream as a member, named by its address; a member as it is."""
+    if isinstance(upstream, Member):
+        return upstream
+    url = str(getattr(upstream, "url", ""))
+    return Member(url.rpartition("/")[2] or f"upstream-{id(upstream):x}", upstream, url=url)
