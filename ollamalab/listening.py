@@ -1,8 +1,10 @@
-"""Where a server of ours listens: a bound socket, its address, and who may reach it there."""
+"""Where a server of ours listens, who may reach it there, and what ends it."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import signal
 import socket
 
 import psutil
@@ -59,3 +61,23 @@ def access_rules(listener: socket.socket, origins: tuple[str, ...] = ()) -> Acce
         host_names=frozenset({socket.gethostname().lower()}),
         addresses=frozenset(own),
     )
+
+
+class StopSignal:
+    """Waits for SIGINT or SIGTERM, from now on; on the running loop."""
+
+    def __init__(self) -> None:
+        self._came = asyncio.Event()
+        self._is_interrupt = False
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._note, number)
+
+    def _note(self, number: signal.Signals) -> None:
+        self._is_interrupt = self._is_interrupt or number is signal.SIGINT
+        self._came.set()
+
+    async def wait(self) -> bool:
+        """Return whether it was Ctrl-C, which has an exit status of its own."""
+        await self._came.wait()
+        return self._is_interrupt

@@ -172,7 +172,7 @@ async def test_an_upstream_gets_the_key_it_wants(monkeypatch: pytest.MonkeyPatch
     async with server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         places = ({"api_key_env": "GPU_KEY"}, {"api_key_file": str(tmp_path / "key")})
-        for secret, place in zip(seen, places, strict=True):
+        for secret, place in zip(seen, places, strict=True):  # noqa: B007 - answer() reads it
             settings = gateway_settings(options={"upstream": [{"url": url, **place}], "port": 0})
             async with (
                 opened(settings) as running,

@@ -33,7 +33,7 @@ def test_a_port_in_use_is_told_with_what_to_do() -> None:
 
 
 def test_a_host_that_is_none_is_named() -> None:
-    with pytest.raises(SettingsError, match="cannot listen on host.invalid:0"):
+    with pytest.raises(SettingsError, match=r"cannot listen on host\.invalid:0"):
         bound_socket("host.invalid", 0)
 
 

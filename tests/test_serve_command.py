@@ -108,8 +108,8 @@ def test_every_option_is_a_key_of_the_file() -> None:
     assert options - {"config", "help"} <= set(gateway_keys())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_stream_under_way_is_finished_before_the_end(number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+async def test_a_stream_under_way_is_finished_before_the_end(number: signal.Signals, expected: int) -> None:
     async with (
         ScriptedServer(Script(first_s=0.0, gap_s=0.02, tokens=20)) as upstream,
         gateway("--upstream", upstream.url) as (url, process),
@@ -121,7 +121,7 @@ async def test_a_stream_under_way_is_finished_before_the_end(number: signal.Sign
         rest = await reply.content.read()
         assert b'"done":true' in (first + rest).splitlines()[-1]
         status, err = await ended(process)
-        assert status == 0
+        assert status == expected
         assert "event=stopping" in err
 
 

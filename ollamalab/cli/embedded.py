@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from ollamalab.cli.root import app
+from ollamalab.cli.root import EXIT_INTERRUPTED, app
 
 
 @app.command()
@@ -65,7 +65,7 @@ def embedded(
     origins = tuple(filter(None, os.environ.get("OLLAMA_ORIGINS", "").split(",")))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(
+        is_interrupt = runner.run(
             serve(
                 settings,
                 ModelStore(extra=model),
@@ -76,3 +76,5 @@ def embedded(
                 llama_server=llama_server,
             )
         )
+    if is_interrupt:
+        raise typer.Exit(EXIT_INTERRUPTED)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from ollamalab.cli.root import app
+from ollamalab.cli.root import EXIT_INTERRUPTED, app
 
 
 @app.command()
@@ -71,4 +71,6 @@ def serve(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         read = partial(gateway_settings, config, options)
-        runner.run(serve_gateway(read, announce=lambda url: typer.echo(f"listening on {url}")))
+        is_interrupt = runner.run(serve_gateway(read, announce=lambda url: typer.echo(f"listening on {url}")))
+    if is_interrupt:
+        raise typer.Exit(EXIT_INTERRUPTED)

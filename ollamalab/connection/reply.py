@@ -44,8 +44,8 @@ class HttpReply:
     __slots__ = (
         "_call",
         "_held",
-        "_is_resting",
         "_is_read",
+        "_is_resting",
         "_is_started",
         "_waiter",
         "_wire",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from ollamalab.embedded.app import create_app
 from ollamalab.embedded.models import ModelStore
 from ollamalab.embedded.scheduler import Scheduler
 from ollamalab.embedded.service import Service
-from ollamalab.listening import access_rules, bound_socket, url_of
+from ollamalab.listening import StopSignal, access_rules, bound_socket, url_of
 from ollamalab.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -34,7 +32,7 @@ async def serve(
     announce: Callable[[str], None],
     origins: tuple[str, ...] = (),
     llama_server: Path | None = None,
-) -> None:
+) -> bool:
     """Serve until SIGINT or SIGTERM; then end every engine.
 
     Args:
@@ -46,13 +44,13 @@ async def serve(
         origins: Web pages allowed beside the default ones, as in ``OLLAMA_ORIGINS``.
         llama_server: The binary to use as engine; None for the built-in llama.cpp.
 
+    Returns:
+        Whether Ctrl-C ended it.
+
     Raises:
         SettingsError: Nobody can listen there.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    stop = StopSignal()
     scheduler = Scheduler(settings, llama_server=llama_server)
     with bound_socket(host, port) as listener:
         app = create_app(Service(store, scheduler, settings), access_rules(listener, origins))
@@ -63,8 +61,9 @@ async def serve(
         try:
             await web.SockSite(runner, listener, backlog=_BACKLOG).start()
             announce(url_of(listener))
-            await stop.wait()
+            is_interrupt = await stop.wait()
             logger.info("event=stopping")
         finally:
             await runner.cleanup()
             await scheduler.close()
+    return is_interrupt

@@ -19,7 +19,7 @@ from ollamalab.gateway.relay import Relay
 from ollamalab.gateway.server import HttpServer
 from ollamalab.gateway.status import JSON_TYPE, Snapshot, status_page
 from ollamalab.gateway.traffic import Traffic
-from ollamalab.listening import access_rules, bound_socket, url_of
+from ollamalab.listening import StopSignal, access_rules, bound_socket, url_of
 from ollamalab.settings import GatewaySettings
 
 logger = logging.getLogger(__name__)
@@ -90,28 +90,29 @@ async def opened(settings: GatewaySettings) -> AsyncIterator[Running]:
                 await server.stop(settings.stop_timeout_s)
 
 
-async def serve(read: Callable[[], GatewaySettings], *, announce: Callable[[str], None]) -> None:
+async def serve(read: Callable[[], GatewaySettings], *, announce: Callable[[str], None]) -> bool:
     """Serve until SIGINT or SIGTERM; at SIGHUP take the upstreams that the settings then name.
 
     Args:
         read: Returns the whole gateway; called again at SIGHUP.
         announce: Gets the URL once connections are accepted.
 
+    Returns:
+        Whether Ctrl-C ended it.
+
     Raises:
         SettingsError: As ``read`` and ``opened``.
     """
     settings = read()
-    stop, again = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, again.set)
+    stop, again = StopSignal(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, again.set)
     async with opened(settings) as running, asyncio.TaskGroup() as group:
         announce(running.url)
         reloading = group.create_task(_reload_at(again, running.pipeline, read, settings))
-        await stop.wait()
+        is_interrupt = await stop.wait()
         reloading.cancel()
         logger.info("event=stopping deadline_s=%g", settings.stop_timeout_s)
+    return is_interrupt
 
 
 async def _reload_at(
