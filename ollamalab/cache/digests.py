@@ -8,10 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-import msgspec
-
-from ollamalab.errors import BadReply, OllamaLabError, SettingsError
-from ollamalab.protocol.names import parse_name
+from ollamalab.errors import BadReply, OllamaLabError
+from ollamalab.protocol.listed import listed_digests
 from ollamalab.protocol.upstream import Request, Upstream
 
 _log = logging.getLogger(__name__)
@@ -33,19 +31,6 @@ class Digests(Protocol):
             model_key: ``ModelName.key``.
         """
         ...
-
-
-class _Model(msgspec.Struct):
-    name: str = ""
-    model: str = ""
-    digest: str = ""
-
-
-class _Models(msgspec.Struct):
-    models: list[_Model] | None = None
-
-
-_decoder = msgspec.json.Decoder(_Models)
 
 
 class UpstreamDigests:
@@ -70,7 +55,7 @@ class UpstreamDigests:
         """Return a model's digest; None if the upstream does not have it or was never reached."""
         if self._clock() >= self._due_s:
             await self._look()
-        return self._digests.get(model_key)
+        return self._digests.get(model_key) or None
 
     async def _look(self) -> None:
         async with self._looking:
@@ -78,14 +63,14 @@ class UpstreamDigests:
                 return  # somebody else has looked meanwhile
             try:
                 async with asyncio.timeout(_PATIENCE_S):
-                    self._digests = _by_key(await self._fetch())
-            except (OllamaLabError, msgspec.DecodeError, TimeoutError) as error:
+                    self._digests = await self._fetch()
+            except (OllamaLabError, TimeoutError) as error:
                 self._due_s = self._clock() + _RETRY_S
                 _log.warning("digests not refreshed: %s: %s", type(error).__name__, error)
             else:
                 self._due_s = self._clock() + _FRESH_S
 
-    async def _fetch(self) -> _Models:
+    async def _fetch(self) -> dict[str, str]:
         body = bytearray()
         async with await self._upstream.send(Request(method="GET", path="/api/tags")) as reply:
             if reply.status != _OK:
@@ -94,14 +79,4 @@ class UpstreamDigests:
                 body += chunk
                 if len(body) > _MAX_LIST_BYTES:
                     break
-        return _decoder.decode(body)
-
-
-def _by_key(found: _Models) -> dict[str, str]:
-    digests = {}
-    for model in found.models or ():
-        try:
-            digests[parse_name(model.model or model.name).key] = model.digest
-        except SettingsError:
-            continue  # a name of a later Ollama: not cached, not an error
-    return {key: digest for key, digest in digests.items() if digest}
+        return listed_digests(bytes(body))

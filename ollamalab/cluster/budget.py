@@ -10,7 +10,8 @@ BURST = 10.0
 class RetryBudget:
     """Each request pays in a share of a retry, up to a small reserve; each retry takes a whole one.
 
-    So of any n requests in a row at most 20 % of n, plus 10, are sent a second time.
+    So of any n requests in a row at most 20 % of n, plus 10, are retried. A request whose server went away
+    before it answered is no retry: it only moves.
 
     Attributes:
         denied: Retries that it did not have.

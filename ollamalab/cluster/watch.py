@@ -24,6 +24,10 @@ _SUSPECT_RATIO = 0.25  # of the interval: who has not answered once is soon aske
 #: A list that does not come within this is done without; the old one serves.
 _PATIENCE_S = 1.0
 _RETRY_S = 5.0
+
+#: Of a list; thousands of models have less.
+_MOST_BYTES = 64 * 1024 * 1024
+
 _OK = 200
 
 
@@ -165,10 +169,14 @@ async def body_of(upstream: Upstream, path: str) -> bytes:
         UpstreamError: None came, or not a good one.
     """
     async with await upstream.send(Request(method="GET", path=path)) as reply:
-        body = b"".join([chunk async for chunk in reply.chunks()])
+        body = bytearray()
+        async for chunk in reply.chunks():
+            body += chunk
+            if len(body) > _MOST_BYTES:
+                raise BadReply(f"{path} was answered with more than {_MOST_BYTES} bytes")
         if reply.status != _OK:
             raise BadReply(f"{path} was answered with status {reply.status}")
-        return body
+        return bytes(body)
 
 
 def _shown(error: Exception) -> str:
