@@ -23,6 +23,7 @@ from ollamalab.errors import BadReply, UpstreamTimeout, UpstreamUnavailable
 from ollamalab.protocol.calls import call_of
 from ollamalab.protocol.listed import listed_digests
 from ollamalab.protocol.upstream import Request
+from ollamalab.queueing import Work
 
 KEY = "registry.ollama.ai/library/m:latest"
 
@@ -331,6 +332,20 @@ class TestRoster:
         roster.replica(a, KEY)
         assert len(a.replicas) == len(a.view.models) < 300
         assert len(roster._pools) <= 1024
+
+    def test_a_speed_is_forgotten_once_others_are_a_minute_newer(self) -> None:
+        """Else a server that was slow once would never be asked again; a quiet hour forgets nothing."""
+        roster, (a, b) = roster_of("a", "b")
+        for member in (a, b):
+            roster.replica(member, KEY).learn(Work(output_tokens=10, busy_s=1.0), 0.0, None)
+            roster.note_answer(KEY, 10, 0.0)
+        for moment in (50.0, 3600.0):
+            roster.replica(b, KEY).learn(Work(output_tokens=20, busy_s=1.0), moment, None)
+            roster.note_answer(KEY, 20, moment)
+            for member in (a, b):
+                roster.forget_stale(member)
+            assert (a.view.models[KEY].tokens_per_s is None) == (moment > 60.0)
+            assert b.view.models[KEY].tokens_per_s is not None
 
 
 class TestMerging:

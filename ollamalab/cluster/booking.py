@@ -121,9 +121,9 @@ class Booking:
         if self._visit is not None:
             self._visit.ended(None if told is None else told.load_s)
         if told is not None:
-            replica.learn(told, None if self._begun_s is None else now_s - self._begun_s)
+            replica.learn(told, now_s, None if self._begun_s is None else now_s - self._begun_s)
             if told.output_tokens is not None:
-                self._roster.note_tokens(self.key, told.output_tokens)
+                self._roster.note_answer(self.key, told.output_tokens, now_s)
         if self._flight is not None and replica.ended(self._flight, now_s, told):
             self._roster.places_changed(self.key)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 from ollamalab.cluster.breaker import Breaker
@@ -29,14 +30,16 @@ class Replica:
 
     Attributes:
         breaker: Whether it may be asked.
+        measured_s: When an answer last told its speed; -inf if none has.
         places: How many requests may be there at once, one on trial included.
     """
 
-    __slots__ = ("_parallelism", "breaker", "places", "view")
+    __slots__ = ("_parallelism", "breaker", "measured_s", "places", "view")
 
     def __init__(self, view: ModelView, rng: random.Random, places: int | None) -> None:
         self.view = view
         self.breaker = Breaker(rng)
+        self.measured_s = -math.inf
         self.places = UNLEARNT_PLACES if places is None else places
         self._parallelism = Parallelism() if places is None else None
         view.slots = places or 1
@@ -68,17 +71,19 @@ class Replica:
         self._parallelism.ended(flight, now_s, work)
         return self._have_places_changed()
 
-    def learn(self, work: Work, stream_s: float | None) -> None:
+    def learn(self, work: Work, now_s: float, stream_s: float | None) -> None:
         """Take note of what an answer took.
 
         Args:
             work: What it tells.
+            now_s: When it ended.
             stream_s: From its first byte to its end; stands in for what the server does not tell.
         """
         view = self.view
         seconds = stream_s if work.busy_s is None else work.busy_s
         if work.output_tokens and seconds:
             view.tokens_per_s = _mixed(view.tokens_per_s, work.output_tokens / seconds)
+            self.measured_s = now_s
         if work.load_s is not None and work.load_s >= _SHORTEST_LOAD_S:
             view.load_s = _mixed(view.load_s, work.load_s)
 

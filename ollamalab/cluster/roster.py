@@ -22,6 +22,9 @@ _MOST_UNLISTED = 256
 #: Share that the latest value has in a running mean.
 _NEWS = 0.2
 
+#: A speed that is so much older than another member's is as good as unknown.
+_STALE_S = 60.0
+
 
 @dataclass(slots=True)
 class Pool:
@@ -57,6 +60,7 @@ class Roster:
     def __init__(self, *, places: int | None, rng: random.Random) -> None:
         self.members: dict[str, Member] = {}
         self.usual_tokens: dict[str, float] = {}
+        self._answered_s: dict[str, float] = {}
         self.places = places
         self.on_change: Callable[[], None] = _nothing
         self._rng = rng
@@ -105,10 +109,20 @@ class Roster:
         if pool is not None:
             pool.places = None
 
-    def note_tokens(self, key: str, tokens: int) -> None:
-        """Take note of how long an answer of a model was."""
+    def note_answer(self, key: str, tokens: int, now_s: float) -> None:
+        """Take note of an answer of a model, and how many tokens it had."""
         usual = self.usual_tokens.get(key, float(tokens))
         self.usual_tokens[key] = usual + _NEWS * (tokens - usual)
+        self._answered_s[key] = now_s
+
+    def forget_stale(self, member: Member) -> None:
+        """Forget speeds that were measured long before those of other members.
+
+        Who was slow once is asked no more, so nobody would notice that it is slow no longer.
+        """
+        for key, replica in member.replicas.items():
+            if self._answered_s.get(key, -math.inf) - replica.measured_s > _STALE_S:
+                replica.view.tokens_per_s = None
 
     def learnt(self) -> Mapping[str, int]:
         """Return what has been learnt of each model's places, all members together, trials left out."""

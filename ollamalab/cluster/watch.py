@@ -75,6 +75,7 @@ class Watch:
                         seen, due_s = self._traffic(), self._clock() + self._settings.list_interval_s
                         await self.list_models(member, 0.0)
                         await self._list_loaded(member)
+                        self._roster.forget_stale(member)
             except Exception:  # a gateway does without, rather than fall
                 logger.exception("event=look_failed upstream=%s", member.name)
             self._roster.expire(self._clock())
