@@ -114,6 +114,19 @@ class TestChoosing:
             await body_of(cluster, generate())  # traffic, so that lists are looked at again
             await until(lambda: not cluster.members[0].view.models[KEY].is_resident)
 
+    async def test_after_a_load_it_is_asked_what_had_to_go(self) -> None:
+        """Both hold the first model; the second takes its place at one of them, and nobody told us."""
+        models = {MODEL: "d" * 64, "other:1b": "e" * 64}
+        a, b = Node(models=models), Node(models=models)
+        a.loaded, b.loaded = [MODEL], [MODEL]
+        async with clustered(a, b, route="model-aware", settings=STILL) as cluster:
+            await until(lambda: all(member.view.model(KEY).is_resident for member in cluster.members))
+            (taker,) = await answers(cluster, 1, model="other:1b")
+            {"a": a, "b": b}[taker].loaded = ["other:1b"]
+            (keeper,) = {"a", "b"} - {taker}
+            assert await answers(cluster, 5) == {keeper: 5}
+            assert await answers(cluster, 5, model="other:1b") == {taker: 5}
+
     async def test_a_chat_stays_where_its_beginning_is(self) -> None:
         nodes = [Node() for _ in range(3)]
         async with clustered(*nodes, route="prefix", rng=random.Random(3)) as cluster:

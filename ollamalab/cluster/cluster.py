@@ -28,7 +28,16 @@ from ollamalab.protocol.endpoints import Kind
 from ollamalab.protocol.upstream import Reply, Request, Upstream
 from ollamalab.queueing import MeteredReply, State
 from ollamalab.queueing.cost import expected_output_tokens
-from ollamalab.routing import Candidates, Policy, PrefixAffinity, UpstreamView, Want, make_policy
+from ollamalab.routing import (
+    Candidates,
+    ModelAware,
+    Policy,
+    Predicted,
+    PrefixAffinity,
+    UpstreamView,
+    Want,
+    make_policy,
+)
 from ollamalab.settings.cluster import ClusterSettings
 
 _OK = 200
@@ -82,6 +91,7 @@ class Cluster:
         rng = rng or random.Random()
         self._policy: Policy = make_policy(route, rng)
         self._reads_prompts = isinstance(self._policy, PrefixAffinity)
+        self._minds_loads = isinstance(self._policy, ModelAware | Predicted)
         self._roster = Roster(places=max_concurrent, rng=rng)
         self._roster.set_members(map(as_member, members))
         self._budget = RetryBudget()
@@ -202,6 +212,8 @@ class Cluster:
         tokens = self._expected_tokens(call)
         tried: list[Member] = []
         self._budget.note_request()
+        if self._watch.doubtful and self._minds_loads:  # milliseconds, against the seconds of a load
+            await self._watch.end_doubts()
         candidates = self._roster.pool(key, began_s).candidates
         while True:
             member = self._choose(call, key, tokens, candidates)
@@ -303,7 +315,9 @@ class Cluster:
             return routed
         booking.member.health.accepted(self._clock())
         if call.endpoint.names_model:
-            self._roster.set_resident(booking.member, booking.key, is_resident=True)
+            member = booking.member
+            if self._roster.set_resident(member, booking.key, is_resident=True):
+                self._watch.loaded(member)
             booking.answering()
         if call.endpoint.kind is not Kind.GENERATION or isinstance(call.passage, Journey):
             return routed

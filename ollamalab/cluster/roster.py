@@ -142,19 +142,20 @@ class Roster:
             member.replicas[key] = replica
         return replica
 
-    def set_resident(self, member: Member, key: str, *, is_resident: bool) -> None:
-        """Note whether a model is loaded."""
+    def set_resident(self, member: Member, key: str, *, is_resident: bool) -> bool:
+        """Note whether a model is loaded; return whether that is news."""
         view = self.replica(member, key).view
         if view.is_resident is is_resident:
-            return
+            return False
         view.is_resident = is_resident
         pool = self._pools.get(key)
         if pool is None:
-            return
+            return True
         if not is_resident:
             pool.resident[:] = [other for other in pool.resident if other is not member.view]
         elif member.view in pool.candidates.members:
             pool.resident.append(member.view)
+        return True
 
     def set_loaded(self, member: Member, keys: frozenset[str]) -> None:
         """Note which models are loaded, and that no others are."""

@@ -42,6 +42,9 @@ class Watch:
         traffic: Returns how many requests there have been, since lists are only kept for traffic.
         on_silence: Is called with a member that is down, after each look that found it so.
         on_return: Is called with a member that is back.
+
+    Attributes:
+        doubtful: Members of which it is not known any more what they have loaded; loads there so far.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Watch:
         on_silence: Callable[[Member], None],
         on_return: Callable[[Member], None],
     ) -> None:
+        self.doubtful: dict[Member, int] = {}
         self._roster = roster
         self._settings = settings
         self._rng = rng
@@ -94,6 +98,23 @@ class Watch:
         due = [member for member in members if member.health.is_up and self._is_older(member, max_age_s)]
         if due:
             await asyncio.gather(*(self.list_models(member, max_age_s) for member in due))
+
+    def loaded(self, member: Member) -> None:
+        """Note that a model was loaded there, for which others may have had to go."""
+        if sum(replica.view.is_resident for replica in member.replicas.values()) > 1:
+            self.doubtful[member] = self.doubtful.get(member, 0) + 1
+
+    async def end_doubts(self) -> None:
+        """Ask where models were loaded what is left of the others; it may fail to say."""
+        await asyncio.gather(*(self._end_doubt(member) for member in tuple(self.doubtful)))
+
+    async def _end_doubt(self, member: Member) -> None:
+        async with member.listing:
+            loads = self.doubtful.get(member)
+            if loads is not None:  # else somebody else has asked meanwhile
+                await self._list_loaded(member)
+                if self.doubtful[member] == loads:
+                    del self.doubtful[member]
 
     async def list_models(self, member: Member, max_age_s: float) -> None:
         """Ask which models a member has, unless that is known well enough; it may fail to say."""
