@@ -52,12 +52,14 @@ class Node:
         self.gate = asyncio.Event()  # holds streams in their middle while clear
         self.gate.set()
         self._server: asyncio.Server | None = None
+        self._is_stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._port = 0
 
     async def start(self) -> None:
         """Listen; after a stop on the same port."""
+        self._is_stopped = False
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
         self._port = self._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
@@ -66,6 +68,7 @@ class Node:
         """Listen no more, and cut all connections, as a killed process does."""
         assert self._server is not None
         self._server.close()
+        self._is_stopped = True
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -81,23 +84,24 @@ class Node:
         await self.until(lambda: len(self.asked) >= count)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_stopped:  # accepted before the stop, told after it
+            writer.transport.abort()
+            return
         task = asyncio.ensure_future(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: writer.transport.abort())  # even if it was cancelled before it began
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-                while True:
-                    head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                    lengths = [
-                        int(line[15:]) for line in head.split("\r\n") if line.startswith("content-length:")
-                    ]
-                    body = await reader.readexactly(sum(lengths))
-                    method, path, _ = head.split(" ", 2)
-                    await self._answer(method, path.partition("?")[0], body, reader, writer)
-        finally:
-            writer.transport.abort()
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                lengths = [
+                    int(line[15:]) for line in head.split("\r\n") if line.startswith("content-length:")
+                ]
+                body = await reader.readexactly(sum(lengths))
+                method, path, _ = head.split(" ", 2)
+                await self._answer(method, path.partition("?")[0], body, reader, writer)
 
     async def _answer(
         self,
