@@ -8,7 +8,6 @@ is copied byte for byte, so equal input gives an equal file.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,20 +17,22 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType, quants
 
-from ollamalab.embedded.gguf_file import MAGIC, GgufMetadata, GgufTensor, read_gguf, tensor_bytes
-from ollamalab.embedded.gguf_types import FILE_TYPES, TENSOR_TYPES
+from ollamalab.embedded.gguf_file import GgufMetadata, GgufTensor, read_gguf, tensor_bytes
+from ollamalab.embedded.gguf_header import (
+    FILE_TYPE_IDS,
+    TYPE_IDS,
+    FieldValue,
+    TensorRow,
+    field_entry,
+    header,
+    padding_bytes,
+)
 from ollamalab.embedded.models import DERIVED_FROM, ModelFile, ModelStore, ProgressCallback, no_progress
 from ollamalab.errors import ModelError, SettingsError
 from ollamalab.protocol.names import ModelName
 
 #: What a model can be made into, as the tag says it.
 VARIANTS = ("q8_0", "q4_0", "f16")
-
-#: One metadata field to write: text, a truth value, a whole number (u32) or a float (f32).
-FieldValue = str | bool | int | float
-
-_TYPE_IDS = {name.lower(): type_id for type_id, (name, _, _) in TENSOR_TYPES.items()}
-_FILE_TYPE_IDS = {name.lower(): file_type for file_type, name in FILE_TYPES.items()}
 
 #: Tensors that stay at 8 bits in a 4-bit file, as llama.cpp's own quantiser keeps them: they touch
 #: every token, and the output suffers most from them.
@@ -111,16 +112,15 @@ def write_variant(
     if to is not None:
         if all(plan.type_id == plan.tensor.type_id for plan in plans):
             raise SettingsError(f"nothing in {source} ({metadata.quantization_level}) can be made {to}")
-        changed["general.file_type"] = _FILE_TYPE_IDS[to]
+        changed["general.file_type"] = FILE_TYPE_IDS[to]
     data = np.memmap(source, dtype=np.uint8, mode="r")
     total_bytes = sum(plan.size_bytes for plan in plans)
     done_bytes = 0
     with target.open("wb") as file:
         file.write(_header(metadata, data, plans, changed))
-        file.write(bytes(-file.tell() % metadata.alignment))
         for plan in plans:
             file.write(_encode(data, plan))
-            file.write(bytes(-file.tell() % metadata.alignment))
+            file.write(bytes(padding_bytes(plan.size_bytes, metadata.alignment)))
             done_bytes += plan.size_bytes
             on_progress("converting", done_bytes, total_bytes)
 
@@ -144,7 +144,7 @@ def _plan(tensor: GgufTensor, to: str | None) -> _Plan:
         raise SettingsError(f"tensor {tensor.name!r} has element type {tensor.type_id}, unknown here")
     if to is not None and len(tensor.shape) > 1 and tensor.type != "F32":
         wanted = "q8_0" if to == "q4_0" and tensor.name in _EIGHT_BIT_AT_LEAST else to
-        type_id = _TYPE_IDS[wanted]
+        type_id = TYPE_IDS[wanted]
         with suppress(ValueError):  # rows that are no whole number of blocks stay as they are
             return _Plan(tensor, type_id, tensor_bytes(type_id, tensor.shape))
     return _Plan(tensor, tensor.type_id, tensor.size_bytes)
@@ -156,34 +156,11 @@ def _header(
     plans: list[_Plan],
     changed: Mapping[str, FieldValue],
 ) -> bytes:
-    """Return everything before the first tensor's padding: counts, fields, tensor table."""
+    """Return everything before the first tensor's data: the source's fields, changed, and the new table."""
     entries = {key: data[start:end].tobytes() for key, (start, end) in metadata.spans.items()}
-    entries |= {key: _text(key) + _value(value) for key, value in changed.items()}
-    table = bytearray()
-    offset = 0
-    for plan in plans:
-        shape = plan.tensor.shape
-        table += _text(plan.tensor.name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
-        table += struct.pack("<IQ", plan.type_id, offset)
-        offset += plan.size_bytes + -plan.size_bytes % metadata.alignment
-    opening = MAGIC + struct.pack("<IQQ", 3, len(plans), len(entries))
-    return opening + b"".join(entries.values()) + bytes(table)
-
-
-def _text(text: str) -> bytes:
-    encoded = text.encode()
-    return struct.pack("<Q", len(encoded)) + encoded
-
-
-def _value(value: FieldValue) -> bytes:
-    """Return a field's type and value; the numbers are GGUF's value types."""
-    if isinstance(value, bool):
-        return struct.pack("<I?", 7, value)
-    if isinstance(value, int):
-        return struct.pack("<II", 4, value)
-    if isinstance(value, float):
-        return struct.pack("<If", 6, value)
-    return struct.pack("<I", 8) + _text(value)
+    entries |= {key: field_entry(key, value) for key, value in changed.items()}
+    rows = [TensorRow(plan.tensor.name, plan.tensor.shape, plan.type_id) for plan in plans]
+    return header(list(entries.values()), rows, metadata.alignment)
 
 
 def _encode(data: npt.NDArray[np.uint8], plan: _Plan) -> bytes:
