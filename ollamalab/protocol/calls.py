@@ -8,10 +8,10 @@ there, and each adds the seconds it took to the call's ledger.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from ollamalab.errors import RequestRefused, SettingsError
@@ -41,8 +41,7 @@ _MAX_DEADLINE_MS = 86_400_000  # a day
 _MAX_DIGITS = 18  # Python refuses to read thousands
 
 
-@dataclass(kw_only=True, slots=True)
-class Call:
+class Call(msgspec.Struct, kw_only=True):
     """One request, understood.
 
     Attributes:
@@ -67,7 +66,7 @@ class Call:
     """
 
     endpoint: Endpoint
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = {}
     model: str = ""
     model_key: str = ""
     is_stream: bool = False
@@ -76,7 +75,7 @@ class Call:
     priority: int = DEFAULT_PRIORITY
     deadline_s: float | None = None
     cache_control: str = ""
-    ledger: dict[str, float] = field(default_factory=dict)
+    ledger: dict[str, float] = {}
     passage: object | None = None
     rest_until_s: float = 0.0
 

@@ -6,7 +6,7 @@ Source: Ollama's ``server/routes.go`` (v0.33) and its replies to unknown paths a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from urllib.parse import unquote
@@ -32,6 +32,8 @@ class Endpoint:
         methods: Those that the path knows; any other is a 405.
         streams_by_default: Whether a body without ``stream`` asks for a stream.
         body_type: Go's name of the body, which errors mention.
+        is_openai: Whether errors and streams have OpenAI's form: SSE instead of NDJSON.
+        names_model: Whether the body says which model is wanted, and that model works.
     """
 
     path: str
@@ -39,16 +41,13 @@ class Endpoint:
     methods: tuple[str, ...] = ("POST",)
     streams_by_default: bool = False
     body_type: str = "Request"
+    is_openai: bool = field(init=False)
+    names_model: bool = field(init=False)
 
-    @property
-    def is_openai(self) -> bool:
-        """Whether errors and streams have OpenAI's form: SSE instead of NDJSON."""
-        return self.path.startswith("/v1/")
-
-    @property
-    def names_model(self) -> bool:
-        """Whether the body says which model is wanted, and that model works."""
-        return self.kind in (Kind.GENERATION, Kind.EMBEDDING, Kind.INFERENCE)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_openai", self.path.startswith("/v1/"))
+        names_model = self.kind in (Kind.GENERATION, Kind.EMBEDDING, Kind.INFERENCE)
+        object.__setattr__(self, "names_model", names_model)
 
 
 _READ = ("GET", "HEAD")
