@@ -274,6 +274,7 @@ class TestPassingOn:
         [
             ("/api/embed", {"input": "hi"}),
             ("/v1/responses", {"input": "hi"}),
+            ("/v1/messages", {"max_tokens": 9}),
             ("/api/generate", {"prompt": ""}),
             ("/api/chat", {"messages": []}),
         ],

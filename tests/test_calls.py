@@ -121,6 +121,8 @@ def test_the_holder_of_a_key_cannot_pass_for_another():
         ("/api/chat", b"{}", None),
         ("/v1/chat/completions", b'{"max_tokens":7}', 7),
         ("/v1/chat/completions", b'{"options":{"num_predict":32}}', None),
+        ("/v1/messages", b'{"max_tokens":9}', 9),
+        ("/v1/responses", b'{"max_output_tokens":8,"max_tokens":7}', 8),
     ],
 )
 def test_the_length_asked_for_is_read_where_each_api_has_it(path: str, body: bytes, tokens: int | None):
@@ -136,7 +138,7 @@ def test_an_unknown_path_is_refused_in_the_words_of_ollamas_router():
 def test_a_compressed_body_of_responses_is_not_read():
     """Ollama takes zstd there; the bytes pass on untouched."""
     call = call_of(request_to("/v1/responses", b"\x28\xb5\x2f\xfd", content_encoding="zstd"))
-    assert (call.model, call.endpoint.kind) == ("", Kind.INFERENCE)
+    assert (call.model, call.fields) == ("", {})
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,8 @@ def test_a_compressed_body_of_responses_is_not_read():
         ("/api/chat", Kind.GENERATION),
         ("/v1/completions", Kind.GENERATION),
         ("/v1/embeddings", Kind.EMBEDDING),
-        ("/v1/responses", Kind.INFERENCE),
+        ("/v1/responses", Kind.GENERATION),
+        ("/v1/messages", Kind.GENERATION),
         ("/v1/models/smollm2:135m", Kind.READING),
         ("/api/blobs/sha256:00", Kind.CHANGE),
         ("/api/delete", Kind.CHANGE),
@@ -167,6 +170,15 @@ def test_each_path_has_its_kind(path: str, kind: Kind):
 )
 def test_paths_that_ollama_does_not_know_are_nothing(path: str):
     assert endpoint_of(path) is None
+
+
+def test_what_names_its_events_generates_and_is_never_cached():
+    assert {path for path, endpoint in ENDPOINTS.items() if endpoint.names_events} == {
+        "/v1/responses",
+        "/v1/messages",
+    }
+    cached = {path for path, endpoint in ENDPOINTS.items() if endpoint.is_cached}
+    assert cached == {"/api/generate", "/api/chat", "/v1/chat/completions", "/v1/completions"}
 
 
 def test_only_generation_under_api_streams_by_default():

@@ -12,7 +12,6 @@ from typing import Any, TypeGuard
 from ollamalab.errors import SettingsError
 from ollamalab.protocol.calls import Call
 from ollamalab.protocol.durations import parse_keep_alive_s
-from ollamalab.protocol.endpoints import Kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +64,7 @@ def may_cache(call: Call, policy: str) -> bool:
         call: Any call.
         policy: "all" or "deterministic".
     """
-    if call.endpoint.kind is not Kind.GENERATION or not call.model_key:
+    if not call.endpoint.is_cached or not call.model_key:
         return False
     fields = call.fields
     question = fields.get("messages" if call.endpoint.path.startswith(_CHATS) else "prompt")

@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ollamalab.errors import RequestRefused, SettingsError
-from ollamalab.protocol.endpoints import Endpoint, Kind, endpoint_of
+from ollamalab.protocol.endpoints import Endpoint, endpoint_of
 from ollamalab.protocol.names import parse_name
 from ollamalab.protocol.requests import decode_fields, go_mismatch
 from ollamalab.protocol.upstream import Request
@@ -88,9 +88,8 @@ class Call(msgspec.Struct, kw_only=True):
     @property
     def num_predict(self) -> int | None:
         """Tokens asked for at most; None if open-ended or unreadable."""
-        name = "max_tokens" if self.endpoint.is_openai else "num_predict"
-        source = self.fields if self.endpoint.is_openai else self.options
-        value = source.get(name)
+        endpoint = self.endpoint
+        value = (self.fields if endpoint.is_openai else self.options).get(endpoint.limit_field)
         return int(value) if isinstance(value, int | float) and value > 0 else None
 
 
@@ -129,7 +128,7 @@ def read_call(
         deadline_s=None if deadline_ms is None or arrived_s is None else arrived_s + deadline_ms / 1000,
         cache_control=headers.get(CACHE_CONTROL_HEADER, ""),
     )
-    is_encoded = endpoint.kind is Kind.INFERENCE and "content-encoding" in headers
+    is_encoded = endpoint.names_events and "content-encoding" in headers
     if endpoint.names_model and not is_encoded:  # /v1/responses also takes zstd, which is not ours to read
         _read_body(call, body)
     return call

@@ -44,16 +44,28 @@ def expected_output_tokens(call: Call, usual: float | None) -> float:
 
 def _texts(fields: Mapping[str, Any]) -> Iterator[str]:
     for name in ("prompt", "suffix", "system"):
-        text = fields.get(name)
-        if isinstance(text, str):
-            yield text
+        if name in fields:
+            yield from _parts(fields[name])
     messages = fields.get("messages")
+    if messages is None:  # /v1/responses has other names for it
+        yield from _parts(fields.get("instructions"))
+        messages = fields.get("input")
+        if isinstance(messages, str):
+            yield messages
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, str):
             yield content
-        elif isinstance(content, list):  # /v1 may cut a message into parts
-            for part in content:
-                text = part.get("text") if isinstance(part, dict) else None
-                if isinstance(text, str):
-                    yield text
+        else:
+            yield from _parts(content)
+
+
+def _parts(content: object) -> Iterator[str]:
+    """Give the text of a content that ``/v1`` may cut into parts."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        for part in content:
+            text = part.get("text") if isinstance(part, dict) else None
+            if isinstance(text, str):
+                yield text

@@ -18,9 +18,10 @@ from ollamalab.protocol.upstream import Reply, Request, Upstream, whole_of
 from ollamalab.queueing.admission import Admission, Applicant
 from ollamalab.queueing.capacity import Capacity, Passage, capacity_of
 from ollamalab.queueing.cost import cost_tokens, expected_output_tokens, expected_prompt_tokens
+from ollamalab.queueing.event_meter import meter_of
 from ollamalab.queueing.tally import QueueStatistics
 from ollamalab.queueing.ticket import State, Ticket
-from ollamalab.queueing.work import NO_WORK, Meter, Work
+from ollamalab.queueing.work import NO_WORK, Work
 from ollamalab.settings.queueing import QueueSettings
 
 _OK = 200
@@ -282,7 +283,7 @@ class MeteredReply:
         self._reply = reply
         self._place = place
         self._is_stream = call.is_stream and reply.status == _OK
-        self._meter = Meter(is_stream=self._is_stream, is_openai=call.endpoint.is_openai)
+        self._meter = meter_of(call.endpoint, is_stream=self._is_stream)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Give the body as it arrives.
