@@ -63,7 +63,7 @@ def _prompt_weight(work: Work) -> float | None:
     if work.busy_s is None or work.prompt_s is None or not work.prompt_tokens:
         return None
     output_s = work.busy_s - work.prompt_s
-    if (work.output_tokens or 0) < 2 or output_s <= 0:  # noqa: PLR2004 - it takes two for an interval
+    if (work.output_tokens or 0) < 2 or output_s <= 0:
         return None
     per_output_s = output_s / ((work.output_tokens or 0) - 1)
     return min(work.prompt_s / work.prompt_tokens / per_output_s, 1.0)
