@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from ollamalab.errors import SettingsError
+from ollamalab.errors import RequestRefused, SettingsError
 from ollamalab.protocol.calls import Call
 from ollamalab.protocol.durations import parse_keep_alive_s
 
@@ -33,6 +33,9 @@ class CacheControl:
 
 _SAYS_NOTHING = CacheControl()
 
+_GATEWAY_TIMEOUT = 504
+_NOT_CACHED = "the answer is not in the cache, and Cache-Control: only-if-cached forbids to ask for it"
+
 
 def parse_cache_control(text: str) -> CacheControl:
     """Return what a ``Cache-Control`` header asks; what it does not know or cannot read is ignored.
@@ -52,6 +55,16 @@ def parse_cache_control(text: str) -> CacheControl:
         max_age_s=min(seconds, default=None),
         only_if_cached="only-if-cached" in names,
     )
+
+
+def refuse_if_only_cached(call: Call) -> None:
+    """Refuse a call that wants a kept answer or none, where none can be had; others pass.
+
+    Raises:
+        RequestRefused: 504.
+    """
+    if call.endpoint.names_model and parse_cache_control(call.cache_control).only_if_cached:
+        raise RequestRefused(_GATEWAY_TIMEOUT, _NOT_CACHED)
 
 
 def may_cache(call: Call, policy: str) -> bool:
