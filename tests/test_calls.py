@@ -44,6 +44,29 @@ def test_streaming_is_the_default_only_where_it_is_ollamas(path: str, body: byte
     assert call_of(request_to(path, body)).is_stream is is_stream
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "model", "is_stream"),
+    [
+        ("/api/chat", b'{"model":"m","model":null}', "m", True),
+        ("/api/chat", b'{"model":"m","MODEL":null}', "m", True),
+        ("/api/chat", b'{"model":"m","model":null,"Model":"n"}', "n", True),
+        ("/api/chat", b'{"Model":"m","model":"n","Model":"o"}', "o", True),
+        ("/api/chat", b'{"model":null}', "", True),
+        ("/api/chat", b'{"model":"m","stream":false,"stream":null}', "m", True),
+        ("/v1/completions", b'{"model":"m","stream":true,"stream":null}', "m", True),
+        ("/v1/responses", b'{"model":"m","stream":true,"stream":null}', "m", False),
+        ("/v1/messages", b'{"model":"m","stream":true,"stream":null}', "m", True),
+    ],
+)
+def test_of_a_field_given_twice_null_takes_nothing_back_unless_it_does_in_go(
+    path: str, body: bytes, model: str, is_stream: bool
+):
+    """With its model taken back a request had none, and passed the queue by."""
+    call = call_of(request_to(path, body))
+    assert (call.model, call.is_stream) == (model, is_stream)
+    assert bool(call.model_key) is bool(model)
+
+
 @pytest.mark.parametrize("spelling", ["SmolLM2", "smollm2:latest", "library/smollm2", "SMOLLM2:Latest"])
 def test_every_spelling_of_a_model_has_one_key(spelling: str):
     call = call_of(request_to("/api/chat", b'{"MODEL":"%s"}' % spelling.encode()))
