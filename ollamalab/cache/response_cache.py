@@ -230,7 +230,7 @@ class ResponseCache:
         """Return a flight to join, and whether it was begun for this request."""
         place = question.key, question.form
         flight = self._flights.get(place)
-        if flight is not None and flight.is_joinable:
+        if flight is not None and flight.is_open_to(question.call):
             return flight, False
         flight = self._launch(request, question)
         self._flights[place] = flight
@@ -239,9 +239,9 @@ class ResponseCache:
     def _launch(self, request: Request, question: _Question) -> Flight:
         """Begin an upstream call whose answer will be kept if it is complete.
 
-        What is asked is what the key was made of. The body as it came may mean something else to Go, for
-        which a field sent twice keeps its first value if the second is null, and objects are merged: its
-        sender could have his answer kept as that to another question.
+        What is asked is what the key was made of. The body as it came may mean something else to Go, which
+        merges the objects of a field sent twice: its sender could have his answer kept as that to another
+        question.
         """
         fields, is_openai = question.call.fields, question.call.endpoint.is_openai
         asked = sse.asking(fields, has_usage=is_openai and question.form is not Form.WHOLE)

@@ -35,6 +35,9 @@ UPSTREAM_HEADER = "x-ollamalab-upstream"
 QUEUE_HEADER = "x-ollamalab-queue-ms"
 TIMING_HEADER = "server-timing"
 
+#: In a call's ledger once it has a place, or was refused one: the wait in the queue.
+QUEUED = "queue"
+
 _BAD_REQUEST, _NOT_FOUND = 400, 404
 _MAX_CLIENT_CHARACTERS = 200
 _MAX_DEADLINE_MS = 86_400_000  # a day
