@@ -26,7 +26,6 @@ class Detached:
 
     Attributes:
         notes: The source's, and when it hung.
-        names: The source's.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Detached:
             SettingsError: As ``opening``.
         """
         self.notes: list[str] = []
-        self.names: Mapping[str, str] = {}
+        self._source: GpuSource | None = None
         self._opening = opening
         self._name = name
         self._patience_s = patience_s
@@ -67,6 +66,11 @@ class Detached:
         except queue.Empty:
             self._asks.put(False)
             raise SamplerUnavailable(f"{name} did not answer within {opening_s:g} s") from None
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Source to the product's name, as far as the source knows."""
+        return {} if self._source is None else self._source.names
 
     def read(self) -> Readings:
         """Return what the source reads now; nothing while it hangs, which is noted.
@@ -118,7 +122,7 @@ class Detached:
         except Exception as error:
             self._answers.put(error)
             return
-        self.notes, self.names = source.notes, source.names
+        self._source, self.notes = source, source.notes
         self._answers.put({})
         try:
             while self._asks.get():

@@ -92,7 +92,9 @@ def _page_url(text: str) -> str:
         is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError as error:
         raise SettingsError(f"{text!r} is not an address ({error}); {example}") from error
-    if not is_usable or parts.username is not None:
+    if parts.username is not None:  # its password would end up in notes
+        raise SettingsError(f"address of {parts.hostname}: leave out the user name; {example}")
+    if not is_usable:
         raise SettingsError(f"{text!r} is not the address of a page of metrics; {example}")
     return parts._replace(path=parts.path.rstrip("/") or "/metrics", fragment="").geturl()
 
