@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from msgspec.structs import replace as altered
@@ -20,6 +20,7 @@ from ollamalab.gateway.status import Snapshot, status_of, status_page
 from ollamalab.gateway.traffic import BUCKETS_S, Traffic, log_line
 from ollamalab.metrics import summarise
 from ollamalab.queueing import ClientStatistics, QueueStatistics
+from ollamalab.warmup import Totals, WarmupStatistics
 
 SERVED = Served(
     method="POST",
@@ -206,6 +207,27 @@ class TestMetrics:
         found = samples(snapshot(busy()))
         assert "ollamalab_cache_expired_total{}" not in found
         assert not [name for name in samples(snapshot(cache=None)) if name.startswith("ollamalab_cache")]
+
+    def test_the_ledger_of_warm_models_is_there_whole_and_only_if_it_is_kept(self) -> None:
+        values = {field.name: number + 1 for number, field in enumerate(fields(Totals))}
+        warm = replace(snapshot(), warmup=WarmupStatistics(totals=Totals(**values), models=()))
+        found = {name: value for name, value in samples(warm).items() if "_warmup_" in name}
+        assert found == {
+            "ollamalab_warmup_preloads_total{}": values["preloads"],
+            "ollamalab_warmup_renewals_total{}": values["renewals"],
+            "ollamalab_warmup_failures_total{}": values["failures"],
+            "ollamalab_warmup_cold_starts_total{outcome=avoided}": values["avoided"],
+            "ollamalab_warmup_cold_starts_total{outcome=suffered}": values["suffered"],
+            "ollamalab_warmup_load_seconds_total{outcome=avoided}": values["saved_s"],
+            "ollamalab_warmup_load_seconds_total{outcome=suffered}": values["suffered_s"],
+            "ollamalab_warmup_holds_total{ending=avoided}": values["avoided"],
+            "ollamalab_warmup_holds_total{ending=wasted}": values["wasted"],
+            "ollamalab_warmup_holds_total{ending=undecided}": values["undecided"],
+            "ollamalab_warmup_held_seconds{}": values["held_s"],
+            "ollamalab_warmup_wasted_seconds{}": values["wasted_s"],
+        }
+        assert set(found.values()) == set(values.values())
+        assert not [name for name in samples(snapshot()) if "_warmup_" in name]
 
     def test_each_scrape_is_taken_anew(self) -> None:
         traffic = Traffic()
