@@ -250,6 +250,6 @@ async def test_the_small_routes_are_answered_for_all() -> None:
                 assert headed.headers["Content-Length"] == got.headers["Content-Length"]
         async with service.http.get("/v1/models/two:1b") as reply:
             assert reply.status == 200
-        reply = await service.post("/api/pull", {"model": "three:1b"})
-        assert reply.status == 400
-        assert "ask the server itself" in reply.lines[0]["error"]
+        refused = await service.post("/api/pull", {"model": "three:1b"})
+        assert refused.status == 400
+        assert "ask the server itself" in refused.lines[0]["error"]
