@@ -20,7 +20,7 @@ from ollamalab.queueing.capacity import Capacity, Passage, capacity_of
 from ollamalab.queueing.cost import cost_tokens, expected_output_tokens, expected_prompt_tokens
 from ollamalab.queueing.tally import QueueStatistics
 from ollamalab.queueing.ticket import State, Ticket
-from ollamalab.queueing.work import NO_WORK, Meter, Work
+from ollamalab.queueing.work import NO_WORK, NOTHING_TOLD, Meter, Work, work_of_whole
 from ollamalab.settings.queueing import QueueSettings
 
 _OK = 200
@@ -255,12 +255,21 @@ def metered(reply: Reply, call: Call, place: Place) -> Reply:
         call: What it answers.
         place: Is told what the answer took.
     """
-    keeper = MeteredReply(reply, call, place)
     body = None if call.is_stream else whole_of(reply)
     if body is None:
-        return keeper
-    keeper.end(body)
+        return MeteredReply(reply, call, place)
+    _conclude(place, work_of_whole(body, is_openai=call.endpoint.is_openai), reply.status, NOTHING_TOLD)
     return reply
+
+
+def _conclude(place: Place, work: Work | None, status: int, so_far: Work) -> None:
+    """Give a place back after the end of a body; without ``work`` the answer is not whole."""
+    if status != _OK:
+        place.release(State.FAILED, NO_WORK)
+    elif work is None:
+        place.release(State.FAILED, so_far)
+    else:
+        place.release(State.COMPLETED, work)
 
 
 class MeteredReply:
@@ -302,17 +311,7 @@ class MeteredReply:
         except Exception:
             self._place.release(State.FAILED, self._meter.so_far())
             raise
-        self.end()
-
-    def end(self, last: bytes = b"") -> None:
-        """Give the place back, now that the body has ended, with these bytes if they were not given."""
-        if last:
-            self._meter.feed(last)
-        work = self._meter.whole() if self.status == _OK else NO_WORK
-        if work is None:
-            self._place.release(State.FAILED, self._meter.so_far())
-        else:
-            self._place.release(State.COMPLETED if self.status == _OK else State.FAILED, work)
+        _conclude(self._place, self._meter.whole(), self.status, self._meter.so_far())
 
     async def __aenter__(self) -> Self:
         await self._reply.__aenter__()
