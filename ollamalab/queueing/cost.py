@@ -6,15 +6,15 @@ al., OSDI 2024): prompts are read many tokens at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 from ollamalab.protocol.calls import Call
 
 PROMPT_WEIGHT = 0.5
 
 #: Of English text; enough for a booking that the true count replaces.
 _CHARACTERS_PER_TOKEN = 4.0
+
+#: Fields that are text of the prompt, beside the messages.
+_TEXTS = ("prompt", "suffix", "system")
 
 #: Booked for an answer while nothing is known of its lane.
 _USUAL_OUTPUT_TOKENS = 128.0
@@ -27,7 +27,17 @@ def cost_tokens(prompt_tokens: float, output_tokens: float) -> float:
 
 def expected_prompt_tokens(call: Call) -> float:
     """Return about how many tokens a request's text has; images count for nothing."""
-    return sum(map(len, _texts(call.fields))) / _CHARACTERS_PER_TOKEN
+    fields, characters = call.fields, 0
+    for name in _TEXTS:
+        text = fields.get(name)
+        if isinstance(text, str):
+            characters += len(text)
+    messages = fields.get("messages")
+    if isinstance(messages, list):
+        for message in messages:
+            content = message.get("content") if isinstance(message, dict) else None
+            characters += len(content) if isinstance(content, str) else _characters_in_parts(content)
+    return characters / _CHARACTERS_PER_TOKEN
 
 
 def expected_output_tokens(call: Call, usual: float | None) -> float:
@@ -42,18 +52,8 @@ def expected_output_tokens(call: Call, usual: float | None) -> float:
     return expected if most is None else min(expected, most)
 
 
-def _texts(fields: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("prompt", "suffix", "system"):
-        text = fields.get(name)
-        if isinstance(text, str):
-            yield text
-    messages = fields.get("messages")
-    for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, str):
-            yield content
-        elif isinstance(content, list):  # /v1 may cut a message into parts
-            for part in content:
-                text = part.get("text") if isinstance(part, dict) else None
-                if isinstance(text, str):
-                    yield text
+def _characters_in_parts(content: object) -> int:
+    """Return how long the texts are that a message of ``/v1`` is cut into."""
+    parts = content if isinstance(content, list) else ()
+    texts = (part.get("text") for part in parts if isinstance(part, dict))
+    return sum(len(text) for text in texts if isinstance(text, str))
