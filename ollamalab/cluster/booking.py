@@ -142,6 +142,10 @@ class Booking:
             return
         self._is_judged = True
         breaker = self._replica.breaker
+        if verdict is Verdict.ANSWERED:
+            if breaker.succeeded(self._sent_s):
+                self._roster.changed()
+            return
         if verdict is None or verdict in (Verdict.BUSY, Verdict.UNREACHED):  # the member's, not the model's
             has_changed = self._is_trial
             if self._is_trial:

@@ -210,7 +210,7 @@ class Cluster:
         """
         began_s, passage = self._clock(), call.passage
         journey = passage if isinstance(passage, Journey) else None
-        tokens = self._expected_tokens(call)
+        tokens = self._expected_tokens(call) if call.expected_tokens is None else call.expected_tokens
         tried: list[Member] = []
         self._budget.note_request()
         if self._watch.doubtful and self._minds_loads:  # milliseconds, against the seconds of a load

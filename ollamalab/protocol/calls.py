@@ -58,6 +58,8 @@ class Call(msgspec.Struct, kw_only=True):
         priority: 0 first to 9 last.
         deadline_s: Moment (``time.perf_counter``) after which nobody wants the answer; None = no limit.
         cache_control: ``Cache-Control`` as sent, "" if not.
+        expected_tokens: About how many tokens its answer will have, as the first part that reckoned says;
+            None if none has.
         ledger: Part to seconds that it took before the first byte, in order of passage.
         passage: What the part that counts places hears of this request; the part that knows where the
             request went may complete it. None without such a part.
@@ -75,6 +77,7 @@ class Call(msgspec.Struct, kw_only=True):
     priority: int = DEFAULT_PRIORITY
     deadline_s: float | None = None
     cache_control: str = ""
+    expected_tokens: float | None = None
     ledger: dict[str, float] = {}
     passage: object | None = None
     rest_until_s: float = 0.0

@@ -63,6 +63,7 @@ class RequestQueue:
         admission, lane = self._admission, call.model_key
         prompt_tokens = expected_prompt_tokens(call)
         output_tokens = expected_output_tokens(call, admission.history.output_tokens(lane))
+        call.expected_tokens = output_tokens
         ticket, moved = admission.arrive(
             Applicant(
                 lane=lane,
