@@ -55,7 +55,9 @@ class RequestHeads:
         Raises:
             SettingsError: A method, path or header that HTTP cannot carry, such as one with a line break.
         """
-        block = self._block_of(request.method, request.path, tuple(request.headers.items()), bool(request.body))
+        block = self._block_of(
+            request.method, request.path, tuple(request.headers.items()), bool(request.body)
+        )
         if request.body:
             return b"%bcontent-length: %d\r\n\r\n" % (block, len(request.body))
         return block + b"\r\n"

@@ -64,6 +64,7 @@ class RequestQueue:
         prompt_tokens = expected_prompt_tokens(call)
         output_tokens = expected_output_tokens(call, admission.history.output_tokens(lane))
         call.expected_tokens = output_tokens
+        now_s = self._clock()
         ticket, moved = admission.arrive(
             Applicant(
                 lane=lane,
@@ -72,12 +73,13 @@ class RequestQueue:
                 deadline_s=call.deadline_s,
                 cost_tokens=cost_tokens(prompt_tokens, output_tokens),
             ),
-            self._clock(),
+            now_s,
         )
-        self._wake(moved)
+        if moved:
+            self._wake(moved)
         if ticket.state is State.WAITING:
             await self._wait(ticket)
-        now_s = self._clock()
+            now_s = self._clock()
         call.ledger["queue"] = now_s - ticket.arrived_s
         if ticket.state is not State.ACTIVE:
             raise admission.refusal(ticket, now_s)
