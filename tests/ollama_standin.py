@@ -3,7 +3,8 @@
 It listens where ``OLLAMA_HOST`` says, says so in Ollama's words, tells its version, its models and
 (unlike Ollama) its environment, and runs one engine: a process named ``llama-server`` that tells its
 slots and does not end by itself. ``STANDIN`` makes it fail: "crash" before it listens, "mute" never
-says where, "deaf" says so but does not answer.
+says where, "deaf" says so but does not answer. ``STANDIN_KNOWS`` lists variables that it
+names at its start, as Ollama does; without it, it names none.
 """
 
 from __future__ import annotations
@@ -89,7 +90,11 @@ def main() -> None:
     """Be ``ollama serve``."""
     behaviour = os.environ.get("STANDIN", "")
     print("time=now level=INFO msg=starting", flush=True)  # noqa: T201
+    if knows := os.environ.get("STANDIN_KNOWS"):
+        named = " ".join(f"{name}:{os.environ.get(name, '')}" for name in knows.split())
+        print(f'time=now level=INFO msg="server config" env="map[{named}]"', flush=True)  # noqa: T201
     if behaviour == "crash":
+        print("smoke is seen", flush=True)  # noqa: T201
         sys.exit("Error: the disk is on fire")
     if behaviour == "mute":
         threading.Event().wait()

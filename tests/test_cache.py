@@ -274,6 +274,7 @@ class TestPassingOn:
         [
             ("/api/embed", {"input": "hi"}),
             ("/v1/responses", {"input": "hi"}),
+            ("/v1/messages", {"max_tokens": 9}),
             ("/api/generate", {"prompt": ""}),
             ("/api/chat", {"messages": []}),
         ],
@@ -389,7 +390,7 @@ class TestWhatIsAsked:
     @pytest.mark.parametrize(
         "twice",
         [
-            b'"system":"Be rude.","system":null',
+            b'"system":"Be rude.","system":"","system":null',
             b'"options":{"num_predict":1},"options":{}',
             b'"options":{"num_predict":1},"OPTIONS":{},"options":null',
         ],
@@ -397,7 +398,7 @@ class TestWhatIsAsked:
     async def test_nobody_has_another_answer_kept_for_a_question_by_saying_a_field_twice(
         self, cache: ResponseCache, upstream: HeldUpstream, twice: bytes
     ) -> None:
-        """Go would take the first value, or both; the key is made of the last."""
+        """Go would take both options; the key is made of the last."""
         head = b'{"model":"%b","prompt":"Hi",' % MODEL.encode()
         request = Request(method="POST", path="/api/generate", body=head + twice + b"}")
         await fill(cache, upstream, request)

@@ -44,6 +44,29 @@ def test_streaming_is_the_default_only_where_it_is_ollamas(path: str, body: byte
     assert call_of(request_to(path, body)).is_stream is is_stream
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "model", "is_stream"),
+    [
+        ("/api/chat", b'{"model":"m","model":null}', "m", True),
+        ("/api/chat", b'{"model":"m","MODEL":null}', "m", True),
+        ("/api/chat", b'{"model":"m","model":null,"Model":"n"}', "n", True),
+        ("/api/chat", b'{"Model":"m","model":"n","Model":"o"}', "o", True),
+        ("/api/chat", b'{"model":null}', "", True),
+        ("/api/chat", b'{"model":"m","stream":false,"stream":null}', "m", True),
+        ("/v1/completions", b'{"model":"m","stream":true,"stream":null}', "m", True),
+        ("/v1/responses", b'{"model":"m","stream":true,"stream":null}', "m", False),
+        ("/v1/messages", b'{"model":"m","stream":true,"stream":null}', "m", True),
+    ],
+)
+def test_of_a_field_given_twice_null_takes_nothing_back_unless_it_does_in_go(
+    path: str, body: bytes, model: str, is_stream: bool
+):
+    """With its model taken back a request had none, and passed the queue by."""
+    call = call_of(request_to(path, body))
+    assert (call.model, call.is_stream) == (model, is_stream)
+    assert bool(call.model_key) is bool(model)
+
+
 @pytest.mark.parametrize("spelling", ["SmolLM2", "smollm2:latest", "library/smollm2", "SMOLLM2:Latest"])
 def test_every_spelling_of_a_model_has_one_key(spelling: str):
     call = call_of(request_to("/api/chat", b'{"MODEL":"%s"}' % spelling.encode()))
@@ -121,6 +144,8 @@ def test_the_holder_of_a_key_cannot_pass_for_another():
         ("/api/chat", b"{}", None),
         ("/v1/chat/completions", b'{"max_tokens":7}', 7),
         ("/v1/chat/completions", b'{"options":{"num_predict":32}}', None),
+        ("/v1/messages", b'{"max_tokens":9}', 9),
+        ("/v1/responses", b'{"max_output_tokens":8,"max_tokens":7}', 8),
     ],
 )
 def test_the_length_asked_for_is_read_where_each_api_has_it(path: str, body: bytes, tokens: int | None):
@@ -136,7 +161,7 @@ def test_an_unknown_path_is_refused_in_the_words_of_ollamas_router():
 def test_a_compressed_body_of_responses_is_not_read():
     """Ollama takes zstd there; the bytes pass on untouched."""
     call = call_of(request_to("/v1/responses", b"\x28\xb5\x2f\xfd", content_encoding="zstd"))
-    assert (call.model, call.endpoint.kind) == ("", Kind.INFERENCE)
+    assert (call.model, call.fields) == ("", {})
 
 
 @pytest.mark.parametrize(
@@ -146,7 +171,8 @@ def test_a_compressed_body_of_responses_is_not_read():
         ("/api/chat", Kind.GENERATION),
         ("/v1/completions", Kind.GENERATION),
         ("/v1/embeddings", Kind.EMBEDDING),
-        ("/v1/responses", Kind.INFERENCE),
+        ("/v1/responses", Kind.GENERATION),
+        ("/v1/messages", Kind.GENERATION),
         ("/v1/models/smollm2:135m", Kind.READING),
         ("/api/blobs/sha256:00", Kind.CHANGE),
         ("/api/delete", Kind.CHANGE),
@@ -167,6 +193,15 @@ def test_each_path_has_its_kind(path: str, kind: Kind):
 )
 def test_paths_that_ollama_does_not_know_are_nothing(path: str):
     assert endpoint_of(path) is None
+
+
+def test_what_names_its_events_generates_and_is_never_cached():
+    assert {path for path, endpoint in ENDPOINTS.items() if endpoint.names_events} == {
+        "/v1/responses",
+        "/v1/messages",
+    }
+    cached = {path for path, endpoint in ENDPOINTS.items() if endpoint.is_cached}
+    assert cached == {"/api/generate", "/api/chat", "/v1/chat/completions", "/v1/completions"}
 
 
 def test_only_generation_under_api_streams_by_default():

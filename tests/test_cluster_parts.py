@@ -18,6 +18,7 @@ from ollamalab.cluster.member import Member
 from ollamalab.cluster.merging import LISTS, merge_lists
 from ollamalab.cluster.prompts import prompt_of
 from ollamalab.cluster.roster import Roster
+from ollamalab.cluster.usual import Usual
 from ollamalab.cluster.verdict import Verdict, retry_after_s, verdict_of_error, verdict_of_status
 from ollamalab.errors import BadReply, UpstreamTimeout, UpstreamUnavailable
 from ollamalab.protocol.calls import call_of
@@ -337,11 +338,11 @@ class TestRoster:
         """Else a server that was slow once would never be asked again; a quiet hour forgets nothing."""
         roster, (a, b) = roster_of("a", "b")
         for member in (a, b):
-            roster.replica(member, KEY).learn(Work(output_tokens=10, busy_s=1.0), 0.0, None)
-            roster.note_answer(KEY, 10, 0.0)
+            work = Work(output_tokens=10, busy_s=1.0)
+            roster.note_answer(roster.replica(member, KEY), KEY, work, 0.0, None)
         for moment in (50.0, 3600.0):
-            roster.replica(b, KEY).learn(Work(output_tokens=20, busy_s=1.0), moment, None)
-            roster.note_answer(KEY, 20, moment)
+            work = Work(output_tokens=20, busy_s=1.0)
+            roster.note_answer(roster.replica(b, KEY), KEY, work, moment, None)
             for member in (a, b):
                 roster.forget_stale(member)
             assert (a.view.models[KEY].tokens_per_s is None) == (moment > 60.0)
@@ -378,6 +379,61 @@ class TestMerging:
 
     def test_a_list_of_nothing_is_an_empty_list(self) -> None:
         assert json.loads(merge_lists("/api/tags", [b'{"models": null}'])) == {"models": []}
+
+
+def answered(prompt_tokens: int, output_tokens: int, *, speed: float) -> Work:
+    """Return what an engine tells that reads eight times as fast as it writes."""
+    prompt_s, output_s = prompt_tokens / (8 * speed), (output_tokens - 1) / speed
+    return Work(
+        output_tokens=output_tokens,
+        prompt_tokens=prompt_tokens,
+        prompt_s=prompt_s,
+        busy_s=prompt_s + output_s,
+    )
+
+
+class TestUsual:
+    def test_a_server_is_as_fast_as_it_is_whatever_it_gets(self) -> None:
+        """One got long prompts with short answers, the other the reverse: equal servers look equal."""
+        roster, (a, b) = roster_of("a", "b")
+        for _ in range(40):
+            for member, work in (
+                (a, answered(4000, 20, speed=50.0)),
+                (b, answered(20, 400, speed=50.0)),
+            ):
+                roster.note_answer(roster.replica(member, KEY), KEY, work, 0.0, None)
+        assert roster.usual[KEY].prompt_weight == pytest.approx(1 / 8, rel=1e-3)
+        speeds = [member.view.models[KEY].tokens_per_s for member in (a, b)]
+        assert speeds == pytest.approx([50.0, 50.0], rel=0.01)
+
+    def test_what_a_request_takes_is_its_answer_and_its_prompt(self) -> None:
+        usual = Usual()
+        for _ in range(40):
+            usual.note(answered(400, 101, speed=50.0), 0.0)
+        call = call_of(Request(method="POST", path="/api/generate", body=b'{"prompt": "%b"}' % (b"x" * 3200)))
+        assert usual.expected_tokens(call) == pytest.approx(101 + 800 / 8, rel=1e-3)
+
+    @pytest.mark.parametrize(
+        "work",
+        [
+            Work(output_tokens=7),
+            Work(output_tokens=7, prompt_tokens=9),
+            Work(output_tokens=1, prompt_tokens=9, prompt_s=0.5, busy_s=0.5),
+            Work(output_tokens=7, prompt_tokens=0, prompt_s=0.0, busy_s=0.5),
+        ],
+    )
+    def test_an_answer_that_does_not_tell_both_speeds_teaches_no_ratio(self, work: Work) -> None:
+        usual = Usual()
+        before = usual.prompt_weight
+        usual.note(work, 3.0)
+        assert (usual.prompt_weight, usual.output_tokens, usual.answered_s) == (
+            before,
+            work.output_tokens,
+            3.0,
+        )
+
+    def test_a_prompt_whose_reading_is_not_in_the_time_does_not_count(self) -> None:
+        assert Usual().tokens_of(Work(output_tokens=7, prompt_tokens=900)) == 7.0
 
 
 def test_digests_are_read_by_key_and_foreign_names_left_out() -> None:

@@ -20,6 +20,7 @@ import pytest
 import uvloop
 
 from ollamalab.errors import SettingsError
+from ollamalab.gateway.client_connection import SLOWEST_BYTES_PER_S
 from ollamalab.gateway.server import Handler, HttpServer, Incoming, Outgoing, ServerLimits
 
 Body = Callable[[], Coroutine[Any, Any, None]]
@@ -720,6 +721,46 @@ class TestSlowClients:
                 assert running.server.open_connections == 1
                 running.check_after(61.0)
                 await until(lambda: running.server.open_connections == 0)
+
+        run(body)
+
+    def test_one_that_takes_a_few_bytes_now_and_then_is_dropped(self, run: Callable[[Body], None]) -> None:
+        """It kept its place at the upstream for as long as it liked."""
+
+        async def body() -> None:
+            async with serving(self.flood) as running:
+                client = await running.client(receive_bytes=4096)
+                client.send(GET)
+                await until(lambda: any(each.is_blocked for each in running.server.connections))
+                (connection,) = running.server.connections
+                running.check_after(0.0)
+                for after_s in (30.0, 60.0):
+                    untaken = connection.untaken_bytes
+                    while connection.untaken_bytes == untaken:
+                        await client.reader.read(100)
+                    running.check_after(after_s)
+                    assert running.server.open_connections == 1
+                running.check_after(61.0)
+                await until(lambda: running.server.open_connections == 0)
+
+        run(body)
+
+    def test_one_that_keeps_the_slowest_pace_is_kept(self, run: Callable[[Body], None]) -> None:
+        """Even where our system takes nothing more from us meanwhile, since it still has so much."""
+
+        async def body() -> None:
+            async with serving(self.flood) as running:
+                client = await running.client(receive_bytes=4096)
+                client.send(GET)
+                await until(lambda: any(each.is_blocked for each in running.server.connections))
+                (connection,) = running.server.connections
+                running.check_after(0.0)
+                for after_s in (50.0, 100.0, 150.0, 200.0):
+                    wanted = connection.untaken_bytes - SLOWEST_BYTES_PER_S * 60
+                    while connection.untaken_bytes > wanted:
+                        await client.reader.read(1000)
+                    running.check_after(after_s)
+                    assert running.server.open_connections == 1
 
         run(body)
 

@@ -1,4 +1,4 @@
-"""GPUs through NVML: a stand-in for the driver, with NVML's own constants, structures and errors.
+"""GPUs through NVML, on a stand-in for the driver.
 
 That a real driver answers like this is seen where there is one: see
 ``test_this_machine_has_a_gpu_or_a_reason``.
@@ -8,111 +8,28 @@ from __future__ import annotations
 
 import re
 import threading
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pynvml
 import pytest
+from nvml_standin import ANSWERS, Nvml
 
 from ollamalab import gpu
-from ollamalab.errors import SamplerUnavailable
-from ollamalab.gpu import VALUES, GpuSampler, NoGpu, clock_events, describe_gpus, gpu_sampler
+from ollamalab.errors import SamplerUnavailable, SettingsError
+from ollamalab.gpu import (
+    VALUES,
+    GpuSampler,
+    NoGpu,
+    clock_events,
+    describe_gpus,
+    gpu_processes,
+    gpu_sampler,
+    throttling,
+)
+from ollamalab.gpu.readings import instance_readings, readings
 from ollamalab.sampling import Sampling
-
-#: What each function answers by default, on every device.
-ANSWERS: dict[str, Any] = {
-    "nvmlDeviceGetPowerUsage": 90_500,
-    "nvmlDeviceGetTotalEnergyConsumption": 1_234_567,
-    "nvmlDeviceGetUtilizationRates": pynvml.c_nvmlUtilization_t(gpu=85, memory=40),
-    "nvmlDeviceGetMemoryInfo": pynvml.c_nvmlMemory_v2_t(total=80 << 30, used=20 << 30, reserved=1 << 30),
-    "nvmlDeviceGetTemperatureV": 61,
-    "nvmlDeviceGetTemperature": 61,
-    "nvmlDeviceGetCurrentClocksEventReasons": pynvml.nvmlClocksEventReasonSwPowerCap,
-    "nvmlDeviceGetCurrentClocksThrottleReasons": pynvml.nvmlClocksThrottleReasonGpuIdle,
-    "nvmlDeviceGetName": "NVIDIA Stand-in",
-    "nvmlDeviceGetCudaComputeCapability": (9, 0),
-    "nvmlDeviceGetEnforcedPowerLimit": 650_000,
-    "nvmlDeviceGetPowerManagementDefaultLimit": 700_000,
-    "nvmlDeviceGetPersistenceMode": 1,
-    "nvmlDeviceGetMigMode": [0, 0],
-    "nvmlDeviceGetCurrPcieLinkGeneration": 5,
-    "nvmlDeviceGetCurrPcieLinkWidth": 16,
-    "nvmlDeviceGetComputeRunningProcesses": [],
-}
-
-
-class Nvml:
-    """An NVML with some GPUs, whose functions can be made to fail with one of NVML's errors."""
-
-    def __init__(self, gpus: int = 1) -> None:
-        self.gpus = gpus
-        self.calls: Counter[str] = Counter()
-        self.failing: dict[tuple[str, int], int] = {}  # function ("*": all) and device to error
-        self.field_errors: dict[int, int] = {}
-        self.open = 0
-
-    def fail(self, function: str, error: int, *, device: int = 0) -> None:
-        self.failing[function, device] = error
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ANSWERS:
-            return self._function(name, lambda *_, **__: ANSWERS[name])
-        assert name.startswith(("NVML", "nvmlMemory_v2")), f"the stand-in has no {name}"
-        return getattr(pynvml, name)
-
-    def _function(self, name: str, answer: Callable[..., Any]) -> Callable[..., Any]:
-        def call(device: int, *rest: Any, **options: Any) -> Any:
-            self.calls[name] += 1
-            error = self.failing.get((name, device)) or self.failing.get(("*", device))
-            if error is not None:
-                raise pynvml.NVMLError(error)
-            return answer(device, *rest, **options)
-
-        return call
-
-    def nvmlInit(self) -> None:
-        if error := self.failing.get(("nvmlInit", 0)):
-            raise pynvml.NVMLError(error)
-        self.open += 1
-
-    def nvmlShutdown(self) -> None:
-        self.open -= 1
-
-    def nvmlDeviceGetCount(self) -> int:
-        return self.gpus
-
-    def nvmlSystemGetDriverVersion(self) -> str:
-        return "580.159.03"
-
-    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
-        return 13010
-
-    @property
-    def nvmlDeviceGetHandleByIndex(self) -> Callable[[int], int]:
-        return self._function("nvmlDeviceGetHandleByIndex", lambda device: device)
-
-    @property
-    def nvmlDeviceGetClockInfo(self) -> Callable[..., int]:
-        clocks = {pynvml.NVML_CLOCK_SM: 1980, pynvml.NVML_CLOCK_MEM: 3201}
-        return self._function("nvmlDeviceGetClockInfo", lambda _, kind: clocks[kind])
-
-    @property
-    def nvmlDeviceGetFieldValues(self) -> Callable[..., list[Any]]:
-        milliwatts = {pynvml.NVML_FI_DEV_POWER_INSTANT: 412_000, pynvml.NVML_FI_DEV_POWER_AVERAGE: 388_250}
-
-        def answer(_: int, fields: list[int]) -> list[Any]:
-            values = []
-            for field in fields:
-                status = self.field_errors.get(field, pynvml.NVML_SUCCESS)
-                value = pynvml.c_nvmlFieldValue_t(fieldId=field, nvmlReturn=status)
-                value.valueType = pynvml.NVML_VALUE_TYPE_UNSIGNED_INT
-                value.value.uiVal = milliwatts[field]
-                values.append(value)
-            return values
-
-        return self._function("nvmlDeviceGetFieldValues", answer)
 
 
 def read(nvml: Nvml) -> dict[str, float | None]:
@@ -128,20 +45,159 @@ def test_every_value_is_in_the_unit_of_its_name() -> None:
         "sm_utilisation_ratio": 0.85,
         "memory_utilisation_ratio": 0.40,
         "memory_used_bytes": 20 << 30,
+        "memory_free_bytes": 59 << 30,
         "memory_total_bytes": 80 << 30,
         "sm_clock_mhz": 1980,
         "memory_clock_mhz": 3201,
         "temperature_c": 61,
+        "performance_state": 0,
         "clock_event_mask": 4,
         "is_throttled": 1.0,
+        "pcie_generation": 5,
+        "pcie_generation_max": 5,
+        "pcie_width": 16,
+        "pcie_sent_bytes": 5e6,
+        "pcie_received_bytes": 7e6,
+        "pcie_sent_bytes_per_s": None,
+        "pcie_received_bytes_per_s": None,
+        "power_buffer_mean_w": None,
+        "power_buffer_max_w": None,
+        "sm_utilisation_buffer_mean_ratio": None,
+        "sm_utilisation_buffer_max_ratio": None,
     }
 
 
 def test_every_reading_gives_only_values_that_are_listed() -> None:
     """A value missing from the list would appear on some machines only."""
     nvml = Nvml()
-    given = {name for ways in gpu._READINGS.values() for way in ways for name in way(nvml, 0)}
+    fill(nvml, 1)
+    given: set[str] = set()
+    for kind in [*readings().values(), *instance_readings().values()]:
+        for way in kind.ways:
+            way(nvml, 0)
+            fill(nvml, 1_000 * sum(nvml.calls.values()))
+            given |= way(nvml, 0).keys()
     assert given == set(VALUES)
+
+
+def fill(nvml: Nvml, at_us: int, *values: int) -> None:
+    """Put samples into the driver's rings, a microsecond apart."""
+    for kind in (pynvml.NVML_TOTAL_POWER_SAMPLES, pynvml.NVML_GPU_UTILIZATION_SAMPLES):
+        nvml.ring.setdefault(kind, []).extend((at_us + n, value) for n, value in enumerate(values or [50]))
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_each_kind_is_read_at_its_own_pace() -> None:
+    """Ten seconds at 10 Hz: power every time, memory twice a second, the link once more."""
+    nvml, clock = Nvml(), Clock()
+    sampler = GpuSampler(nvml, clock=clock)
+    for tick in range(101):
+        clock.now_s = 100.0 + tick / 10
+        sampler.read()
+    assert nvml.calls["nvmlDeviceGetTotalEnergyConsumption"] == 101
+    assert nvml.calls["nvmlDeviceGetUtilizationRates"] == 61
+    assert nvml.calls["nvmlDeviceGetMemoryInfo"] == 21
+    assert nvml.calls["nvmlDeviceGetTemperatureV"] == 11
+    assert nvml.calls["nvmlDeviceGetCurrPcieLinkWidth"] == 2
+
+
+def test_what_was_not_due_is_absent_and_what_cannot_be_told_is_none_once() -> None:
+    nvml, clock = Nvml(), Clock()
+    nvml.fail("nvmlDeviceGetUtilizationRates", pynvml.NVML_ERROR_NOT_SUPPORTED)
+    sampler = GpuSampler(nvml, clock=clock)
+    assert sampler.read()["gpu0"].keys() == set(VALUES)
+    clock.now_s += 0.1
+    soon = sampler.read()["gpu0"]
+    assert soon["energy_j"] == 1234.567
+    assert soon.keys() & {"memory_used_bytes", "sm_utilisation_ratio", "pcie_width"} == set()
+
+
+def test_slow_kinds_of_several_gpus_are_not_read_in_one_round() -> None:
+    nvml, clock = Nvml(gpus=4), Clock()
+    sampler = GpuSampler(nvml, clock=clock)
+    sampler.read()
+    most = 0
+    for tick in range(1, 400):
+        clock.now_s = 100.0 + tick / 10
+        before = nvml.calls["nvmlDeviceGetCurrPcieLinkWidth"]
+        sampler.read()
+        most = max(most, nvml.calls["nvmlDeviceGetCurrPcieLinkWidth"] - before)
+    assert most == 1
+
+
+def test_buffers_tell_mean_and_greatest_since_they_were_last_read() -> None:
+    """What the driver had sampled before anybody watched does not count."""
+    nvml, clock = Nvml(), Clock()
+    fill(nvml, 1_000, 99_000)
+    sampler = GpuSampler(nvml, clock=clock)
+    assert sampler.read()["gpu0"]["power_buffer_mean_w"] is None
+    fill(nvml, 2_000, 100_000, 200_000, 600_000)
+    clock.now_s += 1
+    values = sampler.read()["gpu0"]
+    assert (values["power_buffer_mean_w"], values["power_buffer_max_w"]) == (300.0, 600.0)
+    clock.now_s += 1
+    assert "power_buffer_mean_w" not in sampler.read()["gpu0"]
+
+
+def test_pcie_throughput_is_asked_only_where_it_is_not_counted() -> None:
+    nvml = Nvml()
+    assert read(nvml)["pcie_sent_bytes"] == 5e6
+    assert nvml.calls["nvmlDeviceGetPcieThroughput"] == 0
+    for field in (pynvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, pynvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES):
+        nvml.field_errors[field] = pynvml.NVML_ERROR_NOT_SUPPORTED
+    values = read(nvml)
+    assert values["pcie_sent_bytes"] is None
+    assert values["pcie_sent_bytes_per_s"] == 250e6
+
+
+def test_mig_instances_tell_their_memory_beside_their_gpu() -> None:
+    nvml = Nvml(gpus=2)
+    nvml.instances[1] = [3, 5]
+    nvml.fail("nvmlDeviceGetUtilizationRates", pynvml.NVML_ERROR_NOT_SUPPORTED, device=1)
+    with GpuSampler(nvml) as sampler:
+        found = sampler.read()
+        assert list(found) == ["gpu0", "gpu1", "gpu1/mig3", "gpu1/mig5"]
+        assert found["gpu1/mig3"] == {
+            "memory_used_bytes": 20 << 30,
+            "memory_free_bytes": 59 << 30,
+            "memory_total_bytes": 80 << 30,
+        }
+        assert found["gpu1"]["sm_utilisation_ratio"] is None
+        assert sampler.names["gpu1/mig3"] == "NVIDIA Stand-in"
+
+
+def test_a_gpu_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    nvml = Nvml(gpus=3)
+    with GpuSampler(nvml, gpus=[2, 0]) as sampler:
+        assert list(sampler.read()) == ["gpu2", "gpu0"]
+    with pytest.raises(SettingsError, match=r"there is no GPU 9: this machine has GPUs 0 to 2"):
+        GpuSampler(nvml, gpus=[0, 9])
+    assert nvml.open == 0
+
+
+def test_processes_are_listed_apart_from_the_sampler() -> None:
+    nvml = Nvml(gpus=2)
+    me = psutil.Process()
+    holder = pynvml.c_nvmlProcessInfo_v3_t(pid=me.pid, usedGpuMemory=7 << 30)
+    ANSWERS["nvmlDeviceGetComputeRunningProcesses"] = [holder]
+    try:
+        first, second = gpu_processes(nvml)
+        GpuSampler(nvml).read()
+    finally:
+        ANSWERS["nvmlDeviceGetComputeRunningProcesses"] = []
+    assert (first.source, first.pid, first.name, first.memory_bytes) == ("gpu0", me.pid, me.name(), 7 << 30)
+    assert second.source == "gpu1"
+    assert nvml.calls["nvmlDeviceGetComputeRunningProcesses"] == 2
+    assert gpu_processes(Nvml(gpus=0)) == ()
 
 
 def test_a_chip_without_power_fields_tells_its_power_under_another_name() -> None:
@@ -175,13 +231,14 @@ def test_an_older_driver_is_asked_in_the_older_way() -> None:
 
 @pytest.mark.parametrize("error", [pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_NO_PERMISSION])
 def test_what_a_device_does_not_support_is_none_and_asked_once(error: int) -> None:
-    nvml = Nvml()
+    nvml, clock = Nvml(), Clock()
     nvml.fail("nvmlDeviceGetUtilizationRates", error)
-    sampler = GpuSampler(nvml)
+    sampler = GpuSampler(nvml, clock=clock)
     for _ in range(5):
         values = sampler.read()["gpu0"]
-        assert values["sm_utilisation_ratio"] is None
+        assert values.get("sm_utilisation_ratio") is None
         assert values["energy_j"] == 1234.567
+        clock.now_s += 1
     assert nvml.calls["nvmlDeviceGetUtilizationRates"] == 1
     assert nvml.calls["nvmlDeviceGetTotalEnergyConsumption"] == 5
     assert nvml.calls["nvmlDeviceGetHandleByIndex"] == 1
@@ -294,7 +351,7 @@ def test_the_cost_of_each_kind_of_reading_is_measured() -> None:
     assert set(sampler.costs_s().values()) == {None}
     sampler.read()
     costs = sampler.costs_s()
-    assert costs.keys() == gpu._READINGS.keys()
+    assert costs.keys() == readings().keys()
     assert all(cost is not None and cost > 0 for cost in costs.values())
 
 
@@ -302,6 +359,7 @@ def test_clock_events_have_names() -> None:
     mask = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonHwThermalSlowdown
     assert clock_events(mask) == ("software power cap", "hardware thermal slowdown")
     assert clock_events(0) == ()
+    assert throttling(mask | pynvml.nvmlClocksEventReasonGpuIdle) == clock_events(mask)
     assert sum(gpu.CLOCK_EVENTS) == pynvml.nvmlClocksEventReasonAll
 
 
@@ -350,7 +408,7 @@ def test_the_facts_of_the_gpus_are_told() -> None:
 
 def test_nvml_has_every_function_that_is_called() -> None:
     """The stand-in answers whatever it is taught; the real module must have those names too."""
-    source = Path(gpu.__file__).read_text()
+    source = "".join(path.read_text() for path in Path(gpu.__file__).parent.glob("*.py"))
     names = set(re.findall(r"\b(nvml(?!Return)[A-Z]\w+)", source))
     assert len(names) > 20
     assert {name for name in names if not hasattr(pynvml, name)} == set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +14,15 @@ import ollama_standin
 import psutil
 import pytest
 from ollama_standin import free_url, serving
+from tiny_lab import add_notebook
 
 from ollamalab.errors import (
     SamplerUnavailable,
     SettingsError,
     TargetError,
 )
-from ollamalab.hosts import SlotSampler, check_target, open_target, process
+from ollamalab.hosts import SlotSampler, check_target, open_target, opening, process
+from ollamalab.hosts.gpus import gpu_variables
 from ollamalab.hosts.web import get_json
 from ollamalab.settings import ServerSettings
 
@@ -194,6 +195,32 @@ def test_no_server_outlives_a_killed_kernel() -> None:
 
 
 @pytest.mark.usefixtures("standin")
+def test_no_server_outlives_a_killed_runner(tmp_path: Path) -> None:
+    """``kill -9`` of ``ollamalab run`` while a notebook has a server open: kernel, server and engine end."""
+    lab = tmp_path / "lab"
+    opening_one = (
+        "from pathlib import Path\n"
+        "from ollamalab.hosts import open_target\n"
+        "import asyncio\n"
+        "async with open_target('ollama') as target:\n"
+        "    Path('pids.new').write_text(' '.join(map(str, target.pids())))\n"
+        "    Path('pids.new').rename('pids')\n"
+        "    await asyncio.Event().wait()"
+    )
+    add_notebook(lab, "01_waiting", opening_one)
+    command = [sys.executable, "-m", "ollamalab", "run"]
+    with subprocess.Popen(command, cwd=lab, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as runner:
+        pids = lab / "notebooks" / "pids"
+        until(lambda: pids.exists() or runner.poll() is not None)
+        processes = alive([int(pid) for pid in pids.read_text().split()])
+        assert len(processes) == 2
+        everything = psutil.Process(runner.pid).children(recursive=True)
+        assert set(processes) < set(everything)
+        runner.kill()
+        assert_gone(everything)
+
+
+@pytest.mark.usefixtures("standin")
 async def test_settings_reach_the_server_and_win_over_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -210,6 +237,123 @@ async def test_settings_reach_the_server_and_win_over_the_environment(
     assert environment["OLLAMA_MODELS"] == "/models"
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
     assert "OLLAMA_FLASH_ATTENTION" not in environment
+
+
+#: What a server names at its start that knows our settings and little else.
+KNOWS = " ".join([*ServerSettings(flash_attention=True).environment(), "OLLAMA_HOST", "OLLAMA_MODELS"])
+
+
+@pytest.mark.usefixtures("standin")
+async def test_a_leftover_variable_that_the_server_does_not_know_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody asked for it here, so it is no reason to stop; the report says that it does nothing."""
+    monkeypatch.setenv("STANDIN_KNOWS", KNOWS)
+    monkeypatch.setenv("OLLAMA_NEW_ENGINE", "1")
+    monkeypatch.setenv("OLLAMA_MODELS", "/models")
+    async with open_target("ollama", ServerSettings(num_parallel=2)) as target:
+        assert target.ignored.keys() == {"OLLAMA_NEW_ENGINE"}
+        assert "gone since Ollama 0.30" in target.ignored["OLLAMA_NEW_ENGINE"]
+        assert (await target.describe())["ignored_variables"] == target.ignored
+
+
+@pytest.mark.usefixtures("standin")
+async def test_a_variable_that_was_asked_for_and_does_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An arm whose knob is connected to nothing would be reported as "no difference"."""
+    monkeypatch.setenv("STANDIN_KNOWS", KNOWS)
+    with pytest.raises(TargetError, match=r"OLLAMA_SPEED=9 would do nothing on ollama 0\.0\.0-standin: "):
+        async with open_target("ollama", environment={"OLLAMA_SPEED": "9"}):
+            pass
+
+
+@pytest.mark.usefixtures("standin")
+async def test_a_setting_that_the_server_does_not_know_is_refused_unless_it_is_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STANDIN_KNOWS", KNOWS.replace("OLLAMA_KV_CACHE_TYPE", ""))
+    async with open_target("ollama", ServerSettings(num_parallel=2)):
+        pass
+    with pytest.raises(TargetError, match="OLLAMA_KV_CACHE_TYPE=q8_0 would do nothing"):
+        async with open_target("ollama", ServerSettings(kv_cache_type="q8_0")):
+            pass
+
+
+@pytest.mark.usefixtures("standin")
+async def test_a_server_that_names_no_variables_is_judged_by_what_is_known_to_be_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(TargetError, match=r"OLLAMA_NUM_GPU=4 would do nothing .* option num_gpu"):
+        async with open_target("ollama", environment={"OLLAMA_NUM_GPU": "4"}):
+            pass
+    monkeypatch.setenv("STANDIN_VERSION", "0.24.0")
+    async with open_target("ollama", environment={"OLLAMA_MULTIUSER_CACHE": "1"}) as target:
+        assert target.ignored == {}
+
+
+@pytest.mark.usefixtures("standin")
+async def test_a_server_may_be_given_a_port_and_keeps_it() -> None:
+    port = int(free_url().rpartition(":")[2])
+    async with open_target("ollama", port=port) as target:
+        assert target.url == f"http://127.0.0.1:{port}"
+        await target.restart()
+        assert target.url == f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.usefixtures("standin")
+@pytest.mark.parametrize("kind", ["ollama", "embedded"])
+async def test_a_port_that_is_taken_is_left_to_whom_it_belongs(kind: str) -> None:
+    with serving(OLLAMA) as url:
+        port = int(url.rpartition(":")[2])
+        with pytest.raises(TargetError, match=f"port {port} cannot be had .* left alone.* as target {url}"):
+            async with open_target(kind, port=port):
+                pass
+        assert get_json(f"{url}/api/version", timeout_s=5) == {"version": "0.33.0"}
+
+
+@pytest.mark.usefixtures("standin")
+async def test_two_servers_get_one_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the shell shows them another one."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(opening, "describe_gpus", lambda: {"gpus": [{}, {}, {}], "reason": None})
+    async with open_target("ollama", gpus=[1]) as chat, open_target("ollama", gpus=[2]) as code:
+        seen = [get_json(f"{target.url}/environment", timeout_s=5) for target in (chat, code)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in seen] == ["1", "2"]
+    assert [one["CUDA_DEVICE_ORDER"] for one in seen] == ["PCI_BUS_ID"] * 2
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_gpus_and_the_variable_of_the_same_meaning_exclude_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(opening, "describe_gpus", lambda: {"gpus": [{}], "reason": None})
+    with pytest.raises(SettingsError, match="CUDA_VISIBLE_DEVICES: given by gpus"):
+        async with open_target("ollama", gpus=[0], environment={"CUDA_VISIBLE_DEVICES": "0"}):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("gpus", "there", "message"),
+    [
+        ([1], 1, r"no GPU 1 \(this machine has GPU 0 only\)"),
+        ([0, 4], 4, r"no GPU 4 \(this machine has GPUs 0 to 3\)"),
+        ([-1], 4, "no GPU -1"),
+        ([0], 0, r"no GPU 0 \(no driver\)"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_named_with_those_that_are(
+    gpus: list[int], there: int, message: str
+) -> None:
+    with pytest.raises(TargetError, match=message):
+        gpu_variables(gpus, {"gpus": [{}] * there, "reason": "no driver"})
+
+
+async def test_a_gpu_index_on_this_machine_is_checked_against_its_gpus() -> None:
+    """No machine has GPU 1000; whether it has any is said."""
+    with pytest.raises(TargetError, match=r"there is no GPU 1000 \("):
+        async with open_target("ollama", gpus=[1000]):
+            pass
 
 
 async def test_a_variable_that_the_settings_decide_is_refused() -> None:
@@ -272,7 +416,10 @@ async def test_a_server_that_ends_at_once_is_reported_with_its_last_words(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STANDIN", "crash")
-    with pytest.raises(TargetError, match=r"`ollama serve` ended with status 1; .*the disk is on fire; try"):
+    with pytest.raises(
+        TargetError,
+        match=r"ended with status 1; it last said: .* \| smoke is seen \| .*the disk is on fire; try",
+    ):
         async with open_target("ollama"):
             pass
 
@@ -352,9 +499,10 @@ async def test_a_server_elsewhere_is_never_changed_and_says_why() -> None:
             assert url in target.unchangeable
             with pytest.raises(TargetError, match="was not started by ollamalab"):
                 await target.restart(ServerSettings(num_parallel=4))
-        with pytest.raises(TargetError, match="was not started by ollamalab"):
-            async with open_target(url, ServerSettings(num_parallel=4)):
-                pass
+        for change in ({"settings": ServerSettings(num_parallel=4)}, {"gpus": [0]}, {"port": 11500}):
+            with pytest.raises(TargetError, match="was not started by ollamalab"):
+                async with open_target(url, **change):
+                    pass
 
 
 async def test_an_address_where_nothing_listens_is_named_with_the_next_step() -> None:
@@ -437,16 +585,3 @@ def test_an_engine_that_does_not_tell_its_progress_has_no_decoding_count(
     assert SlotSampler(lambda: {"m": slots}).read() == {
         "slots:m": {"slots": 2, "busy": 1, "decoding": decoding}
     }
-
-
-# The real thing
-
-
-@pytest.mark.ollama
-@pytest.mark.skipif(shutil.which("ollama") is None, reason="no `ollama` on PATH")
-async def test_a_real_ollama_is_started_and_ended() -> None:
-    async with open_target("ollama", ServerSettings(num_parallel=2)) as target:
-        processes = alive(target.pids())
-        assert processes[0].name() == "ollama"
-        assert (await target.describe())["version"] == target.version
-    assert_gone(processes)

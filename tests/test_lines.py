@@ -72,7 +72,23 @@ NDJSON = b'{"response":"a","done":false}\n{"response":"","done":true,"eval_count
 SSE = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\ndata: [DONE]\n\n'
 
 
-@pytest.mark.parametrize(("stream", "is_openai"), [(NDJSON, False), (SSE, True)])
+MESSAGES = b"".join(
+    b'event: %b\ndata: {"type":"%b"%b}\n\n' % (name, name, rest)
+    for name, rest in (
+        (b"message_start", b',"message":{"content":[]}'),
+        (b"content_block_delta", b',"delta":{"type":"text_delta","text":"message_stop"}'),
+        (b"message_stop", b""),
+    )
+)
+RESPONSE = (
+    b'event: response.created\ndata: {"response":{"error":null},"type":"response.created"}\n\n'
+    b'event: response.completed\ndata: {"response":{"error":null},"type":"response.completed"}\n\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("stream", "is_openai"), [(NDJSON, False), (SSE, True), (MESSAGES, True), (RESPONSE, True)]
+)
 def test_a_stream_is_whole_at_its_end_only(stream: bytes, is_openai: bool):
     """Cut anywhere and fed in any two pieces: whole means the last line is the final one."""
     for end in range(len(stream) + 1):
@@ -123,7 +139,14 @@ def test_a_line_without_end_takes_bounded_memory_and_is_no_end_of_a_stream():
 
 
 @pytest.mark.parametrize(
-    ("line", "is_openai"), [(b'{"error":"x"}\n', False), (b'data: {"error":{}}\n\n', True)]
+    ("line", "is_openai"),
+    [
+        (b'{"error":"x"}\n', False),
+        (b'data: {"error":{}}\n\n', True),
+        (b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"x"}}\n\n', True),
+        (b'event: error\ndata: {"type":"error","code":"x"}\n\n', True),
+        (b'event: x\ndata: {"type":"response.failed","response":{"error":{"code":"x"}}}\n\n', True),
+    ],
 )
 def test_a_stream_that_ends_with_an_error_says_so(line: bytes, is_openai: bool):
     tail = StreamTail(is_openai=is_openai)

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollamalab.protocol.calls import Call, call_of
+from ollamalab.protocol.endpoints import ENDPOINTS
 from ollamalab.protocol.upstream import Request
 from ollamalab.queueing.cost import cost_tokens, expected_output_tokens, expected_prompt_tokens
+from ollamalab.queueing.event_meter import meter_of
 from ollamalab.queueing.history import History
 from ollamalab.queueing.work import Meter, Work
 
@@ -26,7 +28,7 @@ FINAL = {
     "eval_count": 290,
     "eval_duration": 4_000_000_000,
 }
-TOLD = Work(output_tokens=290, prompt_tokens=26, slot_wait_s=2.0, busy_s=6.0, load_s=1.0)
+TOLD = Work(output_tokens=290, prompt_tokens=26, slot_wait_s=2.0, busy_s=6.0, prompt_s=2.0, load_s=1.0)
 LINES = b"".join(json.dumps({"response": "a \\n \n word", "done": False}).encode() + b"\n" for _ in range(5))
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"word"}}]}\n\n'
 USAGE = {"prompt_tokens": 7, "completion_tokens": 12, "total_tokens": 19}
@@ -67,6 +69,77 @@ def test_a_whole_answer_under_v1_tells_its_usage() -> None:
     body = json.dumps({"choices": [{"finish_reason": "stop"}], "usage": USAGE}).encode()
     meter = metered([body], is_stream=False, is_openai=True)
     assert meter.whole() == Work(output_tokens=12, prompt_tokens=7)
+
+
+def event(name: str, **fields: Any) -> bytes:
+    return f"event: {name}\ndata: {json.dumps({'type': name, **fields})}\n\n".encode()
+
+
+DELTA = event("content_block_delta", index=0, delta={"type": "text_delta", "text": '"usage": {}'})
+MESSAGES = (
+    event("message_start", message={"content": [], "usage": {"input_tokens": 3, "output_tokens": 0}})
+    + event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    + 9 * DELTA
+    + event("content_block_stop", index=0)
+    + event(
+        "message_delta", delta={"stop_reason": "end_turn"}, usage={"input_tokens": 33, "output_tokens": 9}
+    )
+    + event("message_stop")
+)
+ANSWER = {
+    "status": "completed",
+    "output": [{"content": [{"type": "output_text", "text": 9999 * "long"}]}],
+    "usage": {"input_tokens": 33, "output_tokens": 9, "output_tokens_details": {"reasoning_tokens": 0}},
+    "metadata": {},
+}
+RESPONSE = (
+    event("response.created", response={"usage": None})
+    + 9 * event("response.output_text.delta", delta="word")
+    + event("response.completed", response=ANSWER)
+)
+
+
+@pytest.mark.parametrize(("path", "text"), [("/v1/messages", MESSAGES), ("/v1/responses", RESPONSE)])
+@given(data=st.data())
+def test_streams_of_named_events_tell_their_usage_at_the_end(
+    path: str, text: bytes, data: st.DataObject
+) -> None:
+    meter = meter_of(ENDPOINTS[path], is_stream=True)
+    for chunk in cut(text, data):
+        meter.feed(chunk)
+    assert meter.whole() == Work(output_tokens=9, prompt_tokens=33)
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+def test_whole_answers_of_these_apis_tell_theirs(path: str) -> None:
+    meter = meter_of(ENDPOINTS[path], is_stream=False)
+    meter.feed(json.dumps(ANSWER).encode())
+    assert meter.whole() == Work(output_tokens=9, prompt_tokens=33)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_stream"),
+    [
+        (MESSAGES[: MESSAGES.rindex(b"event:")], True),
+        (RESPONSE[: RESPONSE.rindex(b"event:")], True),
+        (MESSAGES + event("error", error={"message": "no"}), True),
+        (b'{"type":"error","error":{"message":"no"}}', False),
+        (json.dumps({**ANSWER, "status": "failed"}).encode(), False),
+        (b'{"usage":', False),
+    ],
+)
+def test_what_these_apis_break_off_is_not_called_whole(text: bytes, is_stream: bool) -> None:
+    meter = meter_of(ENDPOINTS["/v1/messages"], is_stream=is_stream)
+    meter.feed(text)
+    assert meter.whole() is None
+
+
+def test_without_usage_their_events_are_counted_but_for_the_first() -> None:
+    meter = meter_of(ENDPOINTS["/v1/messages"], is_stream=True)
+    meter.feed(2 * event("message_start") + 9 * DELTA)
+    assert meter.so_far() == Work(output_tokens=7)
+    meter.feed(event("message_stop"))
+    assert meter.whole() == Work(output_tokens=8)
 
 
 def test_a_load_tells_nothing() -> None:
@@ -122,6 +195,11 @@ def test_a_prompt_costs_by_its_text_and_images_nothing() -> None:
     parts = [{"type": "text", "text": 8 * "word"}, {"type": "image_url", "image_url": {"url": "data:"}}]
     chat = asked("/v1/chat/completions", messages=[{"role": "user", "content": parts}])
     assert expected_prompt_tokens(chat) == 8
+    response = asked("/v1/responses", instructions="1234", input=[{"role": "user", "content": parts}])
+    assert expected_prompt_tokens(response) == 9
+    assert expected_prompt_tokens(asked("/v1/responses", input="12345678")) == 2
+    message = asked("/v1/messages", system=parts, messages=[{"role": "user", "content": "1234"}])
+    assert expected_prompt_tokens(message) == 9
     assert expected_prompt_tokens(asked(messages=[None, 7, {"content": [None, {"text": 3}]}])) == 0
 
 

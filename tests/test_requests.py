@@ -15,6 +15,7 @@ from ollamalab.protocol.requests import (
     Message,
     ShowRequest,
     decode_body,
+    decode_fields,
 )
 
 
@@ -37,6 +38,34 @@ def test_null_is_absent() -> None:
     )
     assert body.messages == [Message(), Message(role="user")]
     assert body.options == {}
+
+
+@pytest.mark.parametrize(
+    ("type_name", "text", "fields"),
+    [
+        (
+            "GenerateRequest",
+            b'{"prompt":"a","prompt":null,"raw":true,"RAW":null}',
+            {"prompt": "a", "raw": True},
+        ),
+        ("GenerateRequest", b'{"context":[1],"context":null,"options":{"a":1},"options":null}', {}),
+        ("ChatRequest", b'{"think":true,"think":null,"logprobs":true,"logprobs":null}', {"logprobs": True}),
+        ("ChatCompletionRequest", b'{"logprobs":true,"logprobs":null,"stop":"a","stop":null}', {}),
+        ("ChatRequest", b'{"messages":[{"role":null}],"Options":{"a":null},"format":null} {}', None),
+    ],
+)
+def test_null_after_a_value_empties_only_what_can_be_nil_in_go(
+    type_name: str, text: bytes, fields: dict[str, object] | None
+) -> None:
+    expected = {"messages": [{"role": None}], "options": {"a": None}} if fields is None else fields
+    assert decode_fields(text, type_name) == expected
+
+
+def test_numbers_behind_a_null_are_read_as_before_it() -> None:
+    big = b'{"seed":18446744073709551617,"x":1e2,"y":0.1,"z":-0,"stop":%b}'
+    assert decode_fields(big % b"null") == {
+        name: value for name, value in decode_fields(big % b"1").items() if name != "stop"
+    }
 
 
 def test_an_empty_context_is_not_an_absent_one() -> None:

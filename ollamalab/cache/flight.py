@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from ollamalab.cache.sse import UsageFilter
 from ollamalab.errors import UpstreamUnavailable
+from ollamalab.protocol.calls import QUEUED, Call, call_of
 from ollamalab.protocol.upstream import Request, Upstream
 
 _OK = 200
@@ -95,11 +96,21 @@ class Flight:
             self.is_over = True
             self._wake()
 
-    @property
-    def is_joinable(self) -> bool:
-        """Whether a request that comes now gets all of it."""
+    def is_open_to(self, call: Call) -> bool:
+        """Whether a request that comes now gets all of it, and no later than by itself.
+
+        A more urgent one would be later while the flight waits in a queue, where it stands as urgent as
+        the request that it was begun for. It begins another, which all who come after it join: one call
+        too many at most for each step of urgency. To move the waiting call up instead would spare it, but
+        takes a way from here into the queue, and moves one client's place at another's word.
+        """
         is_going_on = self.error is None and not self._is_read and not self.is_over
-        return is_going_on and bool(self._members) and self.is_whole and self.status in (None, _OK)
+        if not (is_going_on and self._members and self.is_whole):
+            return False
+        if self.status is not None:
+            return self.status == _OK
+        leader = call_of(self._request)
+        return leader.priority <= call.priority or QUEUED in leader.ledger
 
     @property
     def is_complete(self) -> bool:

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from ollamalab.errors import SettingsError
+from ollamalab.errors import RequestRefused, SettingsError
 from ollamalab.protocol.calls import Call
 from ollamalab.protocol.durations import parse_keep_alive_s
-from ollamalab.protocol.endpoints import Kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +32,9 @@ class CacheControl:
 
 
 _SAYS_NOTHING = CacheControl()
+
+_GATEWAY_TIMEOUT = 504
+_NOT_CACHED = "the answer is not in the cache, and Cache-Control: only-if-cached forbids to ask for it"
 
 
 def parse_cache_control(text: str) -> CacheControl:
@@ -55,6 +57,16 @@ def parse_cache_control(text: str) -> CacheControl:
     )
 
 
+def refuse_if_only_cached(call: Call) -> None:
+    """Refuse a call that wants a kept answer or none, where none can be had; others pass.
+
+    Raises:
+        RequestRefused: 504.
+    """
+    if call.endpoint.names_model and parse_cache_control(call.cache_control).only_if_cached:
+        raise RequestRefused(_GATEWAY_TIMEOUT, _NOT_CACHED)
+
+
 def may_cache(call: Call, policy: str) -> bool:
     """Return whether a call's answer is the same question's answer the next time.
 
@@ -65,7 +77,7 @@ def may_cache(call: Call, policy: str) -> bool:
         call: Any call.
         policy: "all" or "deterministic".
     """
-    if call.endpoint.kind is not Kind.GENERATION or not call.model_key:
+    if not call.endpoint.is_cached or not call.model_key:
         return False
     fields = call.fields
     question = fields.get("messages" if call.endpoint.path.startswith(_CHATS) else "prompt")

@@ -19,20 +19,19 @@ from ollamalab.cache.entry import Answer
 from ollamalab.cache.flight import Flight, Member
 from ollamalab.cache.key import cache_key
 from ollamalab.cache.memory import MemoryStore
-from ollamalab.cache.policy import may_cache, parse_cache_control
+from ollamalab.cache.policy import may_cache, parse_cache_control, refuse_if_only_cached
 from ollamalab.cache.replay import Form, Prepared, Replay, form_of, prepared
 from ollamalab.cache.statistics import CacheStatistics
 from ollamalab.cache.stores import Store
-from ollamalab.errors import QueueFull, RequestRefused, ShareExceeded, UpstreamError, WaitTimeout
+from ollamalab.errors import QueueFull, ShareExceeded, UpstreamError, WaitTimeout
 from ollamalab.protocol.calls import CACHE_HEADER, Call, call_of, named
 from ollamalab.protocol.upstream import Reply, Request, Upstream
 from ollamalab.settings import CacheSettings
 
 _log = logging.getLogger(__name__)
 
-_TOO_MANY, _GATEWAY_TIMEOUT = 429, 504
+_TOO_MANY = 429
 _SWEEP_INTERVAL_S = 30.0
-_NOT_CACHED = "the answer is not in the cache, and Cache-Control: only-if-cached forbids to ask for it"
 
 #: Instead of these a stale answer will do (RFC 5861 §4).
 _FAILED_STATUSES = frozenset((500, 502, 503, 504))
@@ -126,8 +125,7 @@ class ResponseCache:
         control = parse_cache_control(call.cache_control)
         question = None if control.no_store else await self._question(call)
         if question is None or control.no_cache:
-            if control.only_if_cached:
-                raise RequestRefused(_GATEWAY_TIMEOUT, _NOT_CACHED)
+            refuse_if_only_cached(call)
             return await self._bypass(request, question)
         kept = self._arriving.get(question.key) or await self._store.get(question.key)
         answer = prepared(kept, question.form) if kept else None
@@ -143,8 +141,9 @@ class ResponseCache:
             if is_young_enough and now_s < kept.worthless_s:
                 spare = kept, answer
         if control.only_if_cached:
+            call.cache_outcome = "miss"
             self._outcomes["miss"] += 1
-            raise RequestRefused(_GATEWAY_TIMEOUT, _NOT_CACHED)
+            refuse_if_only_cached(call)
         return await self._ask(request, question, spare)
 
     def statistics(self) -> CacheStatistics:
@@ -224,13 +223,14 @@ class ResponseCache:
                 member.leave()
                 retries_left -= 1
         finally:
+            call.cache_outcome = outcome
             self._outcomes[outcome] += 1
 
     def _flight_for(self, request: Request, question: _Question) -> tuple[Flight, bool]:
         """Return a flight to join, and whether it was begun for this request."""
         place = question.key, question.form
         flight = self._flights.get(place)
-        if flight is not None and flight.is_joinable:
+        if flight is not None and flight.is_open_to(question.call):
             return flight, False
         flight = self._launch(request, question)
         self._flights[place] = flight
@@ -239,9 +239,9 @@ class ResponseCache:
     def _launch(self, request: Request, question: _Question) -> Flight:
         """Begin an upstream call whose answer will be kept if it is complete.
 
-        What is asked is what the key was made of. The body as it came may mean something else to Go, for
-        which a field sent twice keeps its first value if the second is null, and objects are merged: its
-        sender could have his answer kept as that to another question.
+        What is asked is what the key was made of. The body as it came may mean something else to Go, which
+        merges the objects of a field sent twice: its sender could have his answer kept as that to another
+        question.
         """
         fields, is_openai = question.call.fields, question.call.endpoint.is_openai
         asked = sse.asking(fields, has_usage=is_openai and question.form is not Form.WHOLE)

@@ -85,11 +85,12 @@ def bench(
     if json_file is not None:
         _check_place(json_file)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        result = runner.run(_measure(target, model, settings, asked, headers, is_cold=warmup == 0))
+        measuring = _measure(target, model, settings, asked, headers, is_cold=warmup == 0)
+        result, called = runner.run(measuring)
     records_file = None if json_file is None else json_file.with_name(f"{json_file.stem}.records.jsonl")
     records = None if records_file is None else str(records_file)
     summary = load_summary(result, target=target, model=model, records=records)
-    show(Console(highlight=False), result, summary)
+    show(Console(highlight=False), result, summary | {"model": called})
     if json_file is not None and records_file is not None:
         _write(json_file, records_file, summary, result)
     if not result.is_complete:
@@ -214,8 +215,12 @@ async def _measure(
     headers: Mapping[str, str],
     *,
     is_cold: bool,
-) -> LoadResult:
-    """Check the server and the model, load it unless cold, offer the load; Ctrl-C ends it early."""
+) -> tuple[LoadResult, str]:
+    """Check the server and the model, load it unless cold, offer the load; Ctrl-C ends it early.
+
+    Returns:
+        What came of it, and the model's name with the mark if it has random weights.
+    """
     import asyncio
     import random
     import signal
@@ -227,10 +232,12 @@ async def _measure(
     from ollamalab.connection import ConnectionSettings, OllamaConnection
     from ollamalab.errors import UpstreamRejected
     from ollamalab.loadgen import LoadGenerator
+    from ollamalab.protocol.synthetic import is_synthetic, mark_synthetic
     from ollamalab.workload import chat_body, inference_request, with_nonce
 
     console = Console(stderr=True, highlight=False)
     nonces = random.Random()
+    called = model
 
     def request_of(index: int) -> Request:
         prompt = with_nonce(prompt_of(index), nonces)
@@ -239,7 +246,10 @@ async def _measure(
     async with OllamaClient(target, headers=headers) as client:
         # A server may lack these calls and still chat; then the requests themselves will tell.
         with suppress(UpstreamRejected), console.status(f"loading {model}"):
-            await (client.show(model) if is_cold else client.preload(model, options=prompt_of(0).options))
+            if not is_cold:
+                await client.preload(model, options=prompt_of(0).options)
+            if is_synthetic(await client.show(model)):
+                called = mark_synthetic(model)
     limits = ConnectionSettings(max_connections=settings.max_in_flight)
     async with OllamaConnection(target, limits, headers=headers) as upstream:
         generator = LoadGenerator(upstream, target=target)
@@ -247,7 +257,7 @@ async def _measure(
         loop.add_signal_handler(signal.SIGINT, generator.stop)
         progress = asyncio.create_task(_show_progress(console, generator))
         try:
-            return await generator.run(settings, request_of)
+            return await generator.run(settings, request_of), called
         finally:
             loop.remove_signal_handler(signal.SIGINT)  # a second Ctrl-C is the usual one
             progress.cancel()

@@ -30,7 +30,10 @@ def embedded(
         [], metavar="PATH", help="A GGUF file to serve beside the store's; may be repeated."
     ),
     llama_server: Path | None = typer.Option(  # noqa: B008
-        None, metavar="PATH", help="A llama-server binary to use as engine, for GPUs."
+        None,
+        metavar="PATH",
+        envvar="OLLAMALAB_LLAMA_SERVER",
+        help="A llama-server binary to use as engine, for GPUs.",
     ),
 ) -> None:
     """Serve models through Ollama's API; every OLLAMA_* setting that fits is honoured."""

@@ -1,9 +1,10 @@
-"""``ollamalab models``: list, fetch and derive the model files of the embedded server."""
+"""``ollamalab models``: list, fetch, derive and synthesise the model files of the embedded server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from ollamalab.cli.root import app
 from ollamalab.errors import ModelError, ModelNotFound, SettingsError
+from ollamalab.protocol.synthetic import mark_synthetic
 
 if TYPE_CHECKING:
     from ollamalab.embedded.models import ModelFile, ProgressCallback
@@ -86,6 +88,56 @@ def derive(
     _say_where(model)
 
 
+@models_app.command()
+def synth(
+    shape: str = typer.Option(..., metavar="tiny|7b|14b|32b|72b", help="Whose layers it has."),
+    quant: str = typer.Option("q4_0", metavar="q4_0|q8_0|f16", help="Element type of the weights."),
+    name: str | None = typer.Option(
+        None, metavar="MODEL:TAG", help="Its name; default: synthetic:SHAPE-QUANT."
+    ),
+    out: Path | None = typer.Option(  # noqa: B008 - typer reads its defaults so
+        None, metavar="FILE", help="Write a GGUF file there, such as for `ollama create`; no --name then."
+    ),
+    seed: int = typer.Option(0, help="Of the weights; equal seeds give equal files."),
+) -> None:
+    """Write a model of random weights in a large model's shape: real load and speed, text is noise."""
+    from ollamalab.embedded.fetch import ensure_model
+    from ollamalab.embedded.models import DEFAULT_MODEL, ModelStore
+    from ollamalab.embedded.shapes import find_shape
+    from ollamalab.protocol.names import parse_name
+
+    try:
+        from ollamalab.embedded.synth import Recipe, synth_model, write_synthetic
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"`models synth` needs the package {error.name}; run: pip install 'ollamalab[embedded]'"
+        ) from error
+    if name and out:
+        raise SettingsError("a file by --out has no name but its own; leave out --name or --out")
+    recipe = Recipe(shape=find_shape(shape), quant=quant, seed=seed)
+    store = ModelStore()
+    called = out.name if out else name or recipe.name.short
+    with progress_bar(called) as on_progress:
+        tokenizer = ensure_model(DEFAULT_MODEL, store, on_progress=on_progress).path
+        if out:
+            written = write_synthetic(recipe, out, tokenizer=tokenizer, on_progress=on_progress)
+        else:
+            model, written = synth_model(
+                recipe,
+                store,
+                tokenizer=tokenizer,
+                name=parse_name(name) if name else None,
+                on_progress=on_progress,
+            )
+            called, written = model.name.short, replace(written, path=model.path)
+    Console(soft_wrap=True, highlight=False).print(
+        f"{mark_synthetic(called)} is at {written.path} ({written.size_bytes / 1e6:.0f} MB in "
+        f"{written.seconds:.1f} s, {written.bytes_per_s / 1e6:.0f} MB/s to the disk, "
+        f"sha256 {written.digest[:12]})",
+        markup=False,
+    )
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[ProgressCallback]:
     """Show bytes done on the terminal (nothing where stderr is no terminal) while the block runs."""
@@ -109,18 +161,25 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
 
 def _table(models: list[ModelFile]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("NAME", "SIZE", "QUANT", "PARAMETERS", "DIGEST", "DERIVED FROM"):
+    for heading in ("NAME", "SIZE", "QUANT", "PARAMETERS", "DIGEST", "MADE FROM"):
         table.add_column(heading, justify="right" if heading == "SIZE" else "left", overflow="fold")
     for model in sorted(models, key=lambda model: -model.modified_ns):
         table.add_row(
-            model.name.short,
+            mark_synthetic(model.name.short) if model.is_synthetic else model.name.short,
             f"{model.size_bytes / 1e6:.0f} MB",
             model.metadata.quantization_level,
             model.metadata.parameter_size,
             model.digest[:12],
-            (model.derived_from or "").partition(" sha256:")[0],
+            _made_from(model),
         )
     return table
+
+
+def _made_from(model: ModelFile) -> str:
+    """Return what a file that ``derive`` or ``synth`` wrote was made from; "" for an original."""
+    if model.is_synthetic:
+        return "synthetic: random weights"
+    return (model.derived_from or "").partition(" sha256:")[0]
 
 
 def _say_where(model: ModelFile) -> None:

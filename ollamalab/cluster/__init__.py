@@ -16,6 +16,7 @@ at a member.
 ``watch``       probes, and lists of models
 ``listing``     what is asked of the cluster itself; ``merging`` makes one list of many
 ``capacity``    what the queue in front asks and tells
+``usual``       what requests of a model take (pure)
 ``prompts``     what prefix routing compares
 ``reply``       replies
 ``visits``      who else hears of every request

@@ -25,7 +25,7 @@ class Booking:
         roster: Hears what changes.
         member: Where the request goes.
         call: The request.
-        tokens: That its answer will probably have.
+        tokens: What it will probably take.
         tried: Members that have had it, this one included; others may join.
         clock: Monotonic seconds.
         visit: Also hears how it goes on.
@@ -126,9 +126,8 @@ class Booking:
         if self._visit is not None:
             self._visit.ended(None if told is None else told.load_s)
         if told is not None:
-            replica.learn(told, now_s, None if self._begun_s is None else now_s - self._begun_s)
-            if told.output_tokens is not None:
-                self._roster.note_answer(self.key, told.output_tokens, now_s)
+            stream_s = None if self._begun_s is None else now_s - self._begun_s
+            self._roster.note_answer(replica, self.key, told, now_s, stream_s)
         if self._flight is not None and replica.ended(self._flight, now_s, told):
             self._roster.places_changed(self.key)
 

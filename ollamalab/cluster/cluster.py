@@ -19,6 +19,7 @@ from ollamalab.cluster.prompts import prompt_of
 from ollamalab.cluster.reply import RoutedReply
 from ollamalab.cluster.roster import Roster
 from ollamalab.cluster.statistics import ClusterStatistics, disagreements, member_statistics
+from ollamalab.cluster.usual import Usual
 from ollamalab.cluster.verdict import Verdict, retry_after_s, verdict_of_error, verdict_of_status
 from ollamalab.cluster.visits import Visits
 from ollamalab.cluster.watch import Watch
@@ -27,7 +28,6 @@ from ollamalab.protocol.calls import UPSTREAM_HEADER, Call, named
 from ollamalab.protocol.endpoints import Kind
 from ollamalab.protocol.upstream import Reply, Request, Upstream, whole_of
 from ollamalab.queueing import MeteredReply, State, metered
-from ollamalab.queueing.cost import expected_output_tokens
 from ollamalab.routing import (
     Candidates,
     ModelAware,
@@ -41,6 +41,7 @@ from ollamalab.routing import (
 from ollamalab.settings.cluster import ClusterSettings
 
 _OK = 200
+_UNKNOWN = Usual()
 
 #: Age of a list of models that the cache relies on: an old answer may be given so long after a ``pull``.
 _FRESH_S = 2.0
@@ -91,6 +92,7 @@ class Cluster:
         rng = rng or random.Random()
         self._policy: Policy = make_policy(route, rng)
         self._reads_prompts = isinstance(self._policy, PrefixAffinity)
+        self._predicts = isinstance(self._policy, Predicted)
         self._minds_loads = isinstance(self._policy, ModelAware | Predicted)
         self._roster = Roster(places=max_concurrent, rng=rng)
         self._roster.set_members(map(as_member, members))
@@ -210,7 +212,7 @@ class Cluster:
         """
         began_s, passage = self._clock(), call.passage
         journey = passage if isinstance(passage, Journey) else None
-        tokens = self._expected_tokens(call) if call.expected_tokens is None else call.expected_tokens
+        tokens = self._expected_tokens(call)
         tried: list[Member] = []
         self._budget.note_request()
         if self._watch.doubtful and self._minds_loads:  # milliseconds, against the seconds of a load
@@ -365,9 +367,9 @@ class Cluster:
             self._policy.index.forget(member.name)
 
     def _expected_tokens(self, call: Call) -> float:
-        if call.endpoint.kind is not Kind.GENERATION:
+        if not self._predicts or call.endpoint.kind is not Kind.GENERATION:
             return 0.0
-        return expected_output_tokens(call, self._roster.usual_tokens.get(call.model_key))
+        return (self._roster.usual.get(call.model_key) or _UNKNOWN).expected_tokens(call)
 
     def _final(self, error: UpstreamError, tried: list[Member]) -> UpstreamError:
         """Return what to raise when nobody is left to ask."""

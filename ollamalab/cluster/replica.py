@@ -71,18 +71,19 @@ class Replica:
         self._parallelism.ended(flight, now_s, work)
         return self._have_places_changed()
 
-    def learn(self, work: Work, now_s: float, stream_s: float | None) -> None:
+    def learn(self, work: Work, tokens: float, now_s: float, stream_s: float | None) -> None:
         """Take note of what an answer took.
 
         Args:
             work: What it tells.
+            tokens: That it counts for (``Usual.tokens_of``).
             now_s: When it ended.
             stream_s: From its first byte to its end; stands in for what the server does not tell.
         """
         view = self.view
         seconds = stream_s if work.busy_s is None else work.busy_s
         if work.output_tokens and seconds:
-            view.tokens_per_s = _mixed(view.tokens_per_s, work.output_tokens / seconds)
+            view.tokens_per_s = _mixed(view.tokens_per_s, tokens / seconds)
             self.measured_s = now_s
         if work.load_s is not None and work.load_s >= _SHORTEST_LOAD_S:
             view.load_s = _mixed(view.load_s, work.load_s)

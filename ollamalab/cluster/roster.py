@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 from ollamalab.cluster.member import Member
 from ollamalab.cluster.replica import UNLEARNT_PLACES, Replica
+from ollamalab.cluster.usual import Usual
+from ollamalab.queueing.work import Work
 from ollamalab.routing import Candidates, UpstreamView
 
 #: Models are named by clients, so what is kept by name needs a bound.
 _MOST_POOLS = 1024
 _MOST_UNLISTED = 256
-
-#: Share that the latest value has in a running mean.
-_NEWS = 0.2
 
 #: A speed that is so much older than another member's is as good as unknown.
 _STALE_S = 60.0
@@ -52,15 +51,14 @@ class Roster:
 
     Attributes:
         members: Who may be chosen, by name, in the order of the settings.
-        usual_tokens: Of an answer of each model lately, on average.
+        usual: What requests of each model take, once one has been answered.
         places: As given.
         on_change: Is called when a pool may have become larger.
     """
 
     def __init__(self, *, places: int | None, rng: random.Random) -> None:
         self.members: dict[str, Member] = {}
-        self.usual_tokens: dict[str, float] = {}
-        self._answered_s: dict[str, float] = {}
+        self.usual: dict[str, Usual] = {}
         self.places = places
         self.on_change: Callable[[], None] = _nothing
         self._rng = rng
@@ -109,11 +107,15 @@ class Roster:
         if pool is not None:
             pool.places = None
 
-    def note_answer(self, key: str, tokens: int, now_s: float) -> None:
-        """Take note of an answer of a model, and how many tokens it had."""
-        usual = self.usual_tokens.get(key, float(tokens))
-        self.usual_tokens[key] = usual + _NEWS * (tokens - usual)
-        self._answered_s[key] = now_s
+    def note_answer(
+        self, replica: Replica, key: str, work: Work, now_s: float, stream_s: float | None
+    ) -> None:
+        """Take note of what an answer took; as ``Replica.learn``."""
+        usual = self.usual.get(key)
+        if usual is None:
+            usual = self.usual[key] = Usual()
+        usual.note(work, now_s)
+        replica.learn(work, usual.tokens_of(work), now_s, stream_s)
 
     def forget_stale(self, member: Member) -> None:
         """Forget speeds that were measured long before those of other members.
@@ -121,7 +123,8 @@ class Roster:
         Who was slow once is asked no more, so nobody would notice that it is slow no longer.
         """
         for key, replica in member.replicas.items():
-            if self._answered_s.get(key, -math.inf) - replica.measured_s > _STALE_S:
+            usual = self.usual.get(key)
+            if usual is not None and usual.answered_s - replica.measured_s > _STALE_S:
                 replica.view.tokens_per_s = None
 
     def learnt(self) -> Mapping[str, int]:

@@ -31,7 +31,8 @@ class ReplicaStatistics:
         is_resident: Whether it is loaded, as far as is known.
         in_flight: Requests for it under way there.
         places: How many at once it gets, all told; learnt, or set.
-        tokens_per_s: Of one answer lately, the reading of its prompt included; None before the first.
+        tokens_per_s: Generated for one answer lately, if its prompt were read at the usual ratio of speeds;
+            None before the first.
         load_s: What loading it took lately; None if none was seen.
         breaker: Whether it may be asked.
     """

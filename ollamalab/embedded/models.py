@@ -30,6 +30,7 @@ import platformdirs
 from ollamalab.embedded.gguf_file import GgufMetadata, read_gguf
 from ollamalab.errors import ModelError, ModelNotFound, SettingsError
 from ollamalab.protocol.names import DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG, ModelName, parse_name
+from ollamalab.protocol.synthetic import SYNTHETIC_FIELD
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,11 @@ class ModelFile:
     def derived_from(self) -> str | None:
         """What a derived file was made from; None for an original."""
         return self.metadata.fields.get(DERIVED_FROM)
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether its weights are random: its text is noise."""
+        return self.metadata.fields.get(SYNTHETIC_FIELD) is True
 
     def model_info(self, *, verbose: bool = False) -> dict[str, Any]:
         """Return ``model_info`` of ``/api/show``; with ``verbose`` the file is read again for its arrays.

@@ -11,7 +11,7 @@ from ollamalab.errors import OllamaLabError, RequestRefused
 from ollamalab.gateway.exchange import Exchange
 from ollamalab.gateway.failures import Whole, text_answer
 from ollamalab.gateway.relay import Relay, fail
-from ollamalab.gateway.served import Served
+from ollamalab.gateway.served import HEALTH_PATH, Served
 from ollamalab.gateway.server import Incoming, Outgoing
 from ollamalab.protocol.calls import read_call
 from ollamalab.protocol.endpoints import Kind, endpoint_of
@@ -22,9 +22,6 @@ logger = logging.getLogger(__name__)
 
 #: A page that the gateway makes itself: content type and body.
 Page = Callable[[], tuple[str, bytes]]
-
-#: Answered without a key, for whoever checks that the gateway lives.
-HEALTH_PATH = "/healthz"
 
 #: A client's headers that stay on its side: its secrets, what the connection makes anew, what only a
 #: browser's server should see, what speaks to the gateway, and the wish for a compressed answer, of which

@@ -13,8 +13,11 @@ being answered, nothing more is read from that client.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import socket
+import sys
+import termios
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, cast
@@ -24,6 +27,10 @@ from ollamalab.gateway.outgoing import Outgoing
 
 if TYPE_CHECKING:
     from ollamalab.gateway.server import HttpServer
+
+#: A client that is behind has to take so much, as a mean over its write timeout: one that took a byte now
+#: and then could hold its place at an upstream for hours. Kestrel's ``MinResponseDataRate`` is the same.
+SLOWEST_BYTES_PER_S = 240
 
 #: Answers one request; cancelled when its client hangs up.
 Handler = Callable[[Incoming, Outgoing], Awaitable[None]]
@@ -64,7 +71,7 @@ class ClientConnection(asyncio.Protocol):
         "_read_s",
         "_reader",
         "_server",
-        "_stalled_since_s",
+        "_slow_since_s",
         "_taken_bytes",
         "_task",
         "_unblocked",
@@ -93,7 +100,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_lingering = False
         self._is_over = False
         self._taken_bytes = 0
-        self._read_s = self._quiet_since_s = self._stalled_since_s = time.perf_counter()
+        self._read_s = self._quiet_since_s = self._slow_since_s = time.perf_counter()
 
     @property
     def is_busy(self) -> bool:
@@ -200,7 +207,7 @@ class ClientConnection(asyncio.Protocol):
         """Drop the client if its time is up."""
         if self.is_lost:
             return
-        if self._is_stalled(now_s):
+        if self._is_too_slow(now_s):
             self.drop()
         elif self._task is not None:
             return
@@ -222,12 +229,27 @@ class ClientConnection(asyncio.Protocol):
             reader.refuse_as_too_slow()
             self._answer()
 
-    def _is_stalled(self, now_s: float) -> bool:
-        backlog_bytes = self.transport.get_write_buffer_size()
-        taken_bytes = self.written_bytes - backlog_bytes
-        if not backlog_bytes or taken_bytes > self._taken_bytes:
-            self._taken_bytes, self._stalled_since_s = taken_bytes, now_s
-        return now_s - self._stalled_since_s > self._limits.write_timeout_s
+    @property
+    def untaken_bytes(self) -> int:
+        """What was written and the client's system has not taken, neither from us nor from our system.
+
+        Ours takes a good deal at once, then nothing until a third of it has gone: seen from here alone, a
+        client that reads steadily would seem to stand still for minutes.
+        """
+        sock = self.transport.get_extra_info("socket")
+        in_system = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        return self.transport.get_write_buffer_size() + int.from_bytes(in_system, sys.byteorder)
+
+    def _is_too_slow(self, now_s: float) -> bool:
+        """Whether the client is behind, and has taken too little for as long as it may."""
+        timeout_s = self._limits.write_timeout_s
+        if not self.transport.get_write_buffer_size():
+            self._taken_bytes, self._slow_since_s = 0, now_s
+        else:
+            taken_bytes = self.written_bytes - self.untaken_bytes
+            if taken_bytes - self._taken_bytes >= SLOWEST_BYTES_PER_S * timeout_s:
+                self._taken_bytes, self._slow_since_s = taken_bytes, now_s
+        return now_s - self._slow_since_s > timeout_s
 
     def _answer(self) -> None:
         self._task = self._loop.create_task(self._serve(self._reader.ready.popleft()))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from ollamalab.errors import OllamaLabError
-from ollamalab.gateway.served import Ending, Served
+from ollamalab.gateway.served import OWN_PATHS, Ending, Served
 from ollamalab.gateway.server import Incoming, Outgoing
 from ollamalab.protocol.calls import CACHE_HEADER, Call
 from ollamalab.protocol.endpoints import endpoint_of
@@ -106,7 +106,7 @@ class Exchange:
         path = self.incoming.target.partition("?")[0]
         return Served(
             method=self.incoming.method,
-            path=call.endpoint.path if call else path if endpoint_of(path) else "other",
+            path=call.endpoint.path if call else path if path in OWN_PATHS or endpoint_of(path) else "other",
             status=self._status,
             ending=self._ending,
             error=self._error,

@@ -70,19 +70,23 @@ def text_answer(status: int, text: str, headers: Mapping[str, str] | None = None
     return Whole(status=status, body=text.encode(), headers={"content-type": TEXT_TYPE, **(headers or {})})
 
 
-def error_line(error: OllamaLabError, *, is_openai: bool, is_mid_line: bool) -> bytes:
+def error_line(
+    error: OllamaLabError, *, is_openai: bool, is_mid_line: bool, names_events: bool = False
+) -> bytes:
     """Return the last line of a stream that failed after its first byte.
 
     Args:
         error: What happened.
         is_openai: Whether the stream is SSE.
         is_mid_line: Whether the stream broke inside a line, which then is ended first.
+        names_events: Whether the stream's events have names: clients of such APIs skip those without.
     """
-    start = b"\n" if is_mid_line else b""
-    if is_openai:
-        failure = _body(str(error), _INTERNAL_ERROR, is_openai=True).rstrip()
-        return start + (b"\n" if is_mid_line else b"") + b"data: " + failure + b"\n\n"
-    return start + encode_line(error_body(str(error)))
+    if not is_openai:
+        return b"\n" * is_mid_line + encode_line(error_body(str(error)))
+    body = openai_error_body(str(error), _INTERNAL_ERROR)
+    name = b"event: error\n" if names_events else b""
+    data = msgspec.json.encode({"type": "error", **body} if names_events else body)
+    return b"\n\n" * is_mid_line + name + b"data: " + data + b"\n\n"
 
 
 def _body(message: str, status: int, *, is_openai: bool) -> bytes:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from ollamalab.batching import BatchTally, StreamBatcher
+from ollamalab.cache.policy import refuse_if_only_cached
 from ollamalab.errors import BadReply, OllamaLabError, WaitTimeout
 from ollamalab.gateway.exchange import Exchange
 from ollamalab.gateway.failures import error_line, failure_of
@@ -35,6 +36,7 @@ class Relay:
 
     def __init__(self, upstream: Upstream, *, has_cache: bool, batch: BatchSettings | None = None) -> None:
         self._upstream = upstream
+        self._has_cache = has_cache
         self._no_cache_word = "bypass" if has_cache else "off"
         self._batch = batch or BatchSettings()
         self.batched = BatchTally()
@@ -48,7 +50,9 @@ class Relay:
             else:
                 await self._pass_in_time(request, call, exchange, call.deadline_s)
         except OllamaLabError as error:
-            fail(error, exchange, is_openai=call.endpoint.is_openai)
+            headers: dict[str, str] = {}
+            self._explain(headers, call, exchange)
+            fail(error, exchange, is_openai=call.endpoint.is_openai, headers=headers)
 
     async def _pass_in_time(
         self, request: Request, call: Call, exchange: Exchange, deadline_s: float
@@ -60,11 +64,15 @@ class Relay:
             raise WaitTimeout(_PAST_ITS_DEADLINE) from error
 
     async def _pass(self, request: Request, call: Call, exchange: Exchange) -> None:
+        if call.cache_control and not self._has_cache:
+            refuse_if_only_cached(call)
         reply = await self._upstream.send(request)
         async with reply:
-            self._explain(reply, call, exchange)
-            exchange.start(reply.status, reply.headers, length=_length(reply))
-            if call.is_stream and call.endpoint.kind is Kind.GENERATION and reply.status == _OK:
+            self._explain(reply.headers, call, exchange)
+            is_stream = call.is_stream and call.endpoint.kind is Kind.GENERATION and reply.status == _OK
+            # Of a stream no length is announced, so that an error can always be its last line.
+            exchange.start(reply.status, reply.headers, length=None if is_stream else _length(reply))
+            if is_stream:
                 await self._pass_stream(reply.chunks(), call, exchange)
             elif (body := whole_of(reply)) is not None:
                 exchange.write(body)
@@ -84,13 +92,13 @@ class Relay:
         if not (tail.is_whole or tail.is_error):
             raise BadReply("the server ended the stream without its final line; the answer is not complete")
 
-    def _explain(self, reply: Reply, call: Call, exchange: Exchange) -> None:
-        """Add what the gateway says on inference replies."""
+    def _explain(self, headers: dict[str, str], call: Call, exchange: Exchange) -> None:
+        """Add what the gateway says on inference replies, its own errors included."""
         if not call.endpoint.names_model:
             return
-        headers, timing = reply.headers, ""
+        timing = ""
         if CACHE_HEADER not in headers:
-            headers[CACHE_HEADER] = self._no_cache_word
+            headers[CACHE_HEADER] = call.cache_outcome or self._no_cache_word
         if QUEUE_HEADER not in headers:
             headers[QUEUE_HEADER] = f"{call.ledger.get('queue', 0.0) * 1000:.1f}"
         for part, seconds in call.ledger.items():
@@ -99,14 +107,28 @@ class Relay:
         headers[TIMING_HEADER] = f"{timing}total;dur={total_s * 1000:.2f}"
 
 
-def fail(error: OllamaLabError, exchange: Exchange, *, is_openai: bool) -> None:
-    """Tell the client what went wrong: by a status, by a last line, or else by breaking off."""
+def fail(
+    error: OllamaLabError, exchange: Exchange, *, is_openai: bool, headers: Mapping[str, str] | None = None
+) -> None:
+    """Tell the client what went wrong: by a status, by a last line, or else by breaking off.
+
+    Args:
+        error: What went wrong.
+        exchange: The answer, begun or not.
+        is_openai: Whether the client speaks ``/v1``.
+        headers: What else to say with a status.
+    """
     if not exchange.is_started:
         failure = failure_of(error, is_openai=is_openai)
-        exchange.whole(failure.status, failure.headers, failure.body, error)
+        exchange.whole(failure.status, {**failure.headers, **(headers or {})}, failure.body, error)
     elif exchange.tail is not None and exchange.length is None:
-        is_mid_line = exchange.tail.is_mid_line
-        exchange.write(error_line(error, is_openai=is_openai, is_mid_line=is_mid_line))
+        line = error_line(
+            error,
+            is_openai=is_openai,
+            is_mid_line=exchange.tail.is_mid_line,
+            names_events=exchange.call is not None and exchange.call.endpoint.names_events,
+        )
+        exchange.write(line)
         exchange.end(error)
     else:
         exchange.cut(error)

@@ -11,11 +11,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from ollamalab.errors import SettingsError
-from ollamalab.gateway.app import HEALTH_PATH, Gateway, Page
+from ollamalab.gateway.app import Gateway, Page
 from ollamalab.gateway.exposition import Exposition
 from ollamalab.gateway.keys import KeyRing
 from ollamalab.gateway.pipeline import Pipeline
 from ollamalab.gateway.relay import Relay
+from ollamalab.gateway.served import HEALTH_PATH, METRICS_PATH, STATUS_PATH
 from ollamalab.gateway.server import HttpServer
 from ollamalab.gateway.status import JSON_TYPE, Snapshot, status_page
 from ollamalab.gateway.traffic import Traffic
@@ -81,8 +82,8 @@ async def opened(settings: GatewaySettings) -> AsyncIterator[Running]:
                 )
 
             pages[HEALTH_PATH] = lambda: (JSON_TYPE, b'{"status":"ok"}')
-            pages["/lab/status"] = lambda: status_page(snapshot())
-            pages["/metrics"] = Exposition(snapshot).page
+            pages[STATUS_PATH] = lambda: status_page(snapshot())
+            pages[METRICS_PATH] = Exposition(snapshot).page
             await server.start(listener)
             try:
                 yield Running(url_of(listener), pipeline, server)

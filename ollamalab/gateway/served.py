@@ -6,6 +6,14 @@ from enum import StrEnum
 
 import msgspec
 
+#: Answered without a key, for whoever checks that the gateway lives.
+HEALTH_PATH = "/healthz"
+STATUS_PATH = "/lab/status"
+METRICS_PATH = "/metrics"
+
+#: Of the pages that the gateway makes itself.
+OWN_PATHS = (HEALTH_PATH, STATUS_PATH, METRICS_PATH)
+
 
 class Ending(StrEnum):
     """How a request ended, as its client saw it."""
@@ -20,7 +28,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         method: HTTP method.
-        path: The endpoint's path; "other" for paths that nobody knows.
+        path: The path of the endpoint or of a page of ours; "other" for paths that nobody knows.
         status: HTTP status; None if the client was gone before there was one.
         ending: How it ended.
         error: What went wrong, in one line; None if nothing did.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import re
+import logging
 import shutil
+import socket
 import sys
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -16,6 +18,14 @@ from ollamalab.hosts.process import Launch, ServerProcess
 from ollamalab.hosts.slots import Slots, embedded_slots, llama_server_slots
 from ollamalab.hosts.target import Target, require_models, version_of
 from ollamalab.settings import ServerSettings
+from ollamalab.settings.variables import announced_variables, has_llama_server, unknown_variables
+
+#: Path of a ``llama-server`` binary (CUDA, Vulkan, ROCm) to use as the embedded server's engine.
+LLAMA_SERVER_VARIABLE = "OLLAMALAB_LLAMA_SERVER"
+
+logger = logging.getLogger(__name__)
+
+_DEFAULTS = ServerSettings().environment()
 
 
 class LocalTarget(Target):
@@ -30,7 +40,9 @@ class LocalTarget(Target):
         settings: ServerSettings,
         *,
         models: Sequence[str],
-        environment: Mapping[str, str],
+        inherited: Mapping[str, str],
+        chosen: Mapping[str, str],
+        port: int,
         log_folder: Path,
     ) -> None:
         """Prepare; nothing is started yet.
@@ -38,12 +50,16 @@ class LocalTarget(Target):
         Args:
             settings: What the server is started with.
             models: Names that it must have.
-            environment: Variables of the server, except those that come from the settings.
+            inherited: Variables that happen to be there, except those that come from the settings.
+            chosen: Variables that were asked for; they win.
+            port: Where it listens on 127.0.0.1; 0 for a free one.
             log_folder: Gets one file per start.
         """
         self.settings = settings
         self._models = models
-        self._environment = environment
+        self._environment = {**inherited, **chosen}
+        self._chosen = chosen
+        self._port = port
         self._log_folder = log_folder
 
     @abstractmethod
@@ -59,19 +75,46 @@ class LocalTarget(Target):
     def model_advice(self) -> str:
         """How to get a missing model; "{model}" stands for its name."""
 
+    @abstractmethod
+    def known_variables(self, log: str) -> Collection[str] | None:
+        """Return the names of the variables that the server heeds; None if it does not tell.
+
+        Args:
+            log: All that it has said until now.
+        """
+
     async def start(self) -> None:
-        """Start the server and check that it has the models.
+        """Start the server and check that it heeds what was asked for and has the models.
 
         Raises:
-            TargetError: It does not come up, or lacks a model.
+            TargetError: It does not come up, its port is taken, it does not know a variable that was asked
+                for, or it lacks a model.
         """
+        _require_free(self._port)
         self._server = await ServerProcess.start(self.launch(), log_folder=self._log_folder)
         self.url, self.startup = self._server.url, self._server.startup
         try:
             self.version = await version_of(self.url)
+            self._require_known(self.known_variables(self._server.output()))
             await require_models(self.url, self._models, advice=self.model_advice)
         except UpstreamError as error:
             raise TargetError(f"{error}; the server last said: {self.log_tail(1)}") from error
+
+    def _require_known(self, known: Collection[str] | None) -> None:
+        """Keep which variables the server ignores; refuse if one of them was asked for.
+
+        An arm whose knob is not connected to anything would be reported as "no difference".
+        """
+        decided = self.settings.environment()
+        asked = {name for name, value in decided.items() if value != _DEFAULTS.get(name)}
+        asked |= self._chosen.keys()
+        names = asked | self._environment.keys()
+        self.ignored = unknown_variables(names, version=self.version, announced=known)
+        for name, reason in self.ignored.items():
+            if name in asked:
+                value = (self._environment | decided)[name]
+                raise TargetError(f"{name}={value} would do nothing on {self.kind} {self.version}: {reason}")
+            logger.warning("event=variable_ignored name=%s reason=%s", name, reason)
 
     async def stop(self) -> None:
         """End the server, if it runs."""
@@ -105,16 +148,25 @@ class EmbeddedTarget(LocalTarget):
         return Launch(
             name="ollamalab embedded",
             command=(
-                *(sys.executable, "-m", "ollamalab", "embedded", "--host", "127.0.0.1", "--port", "0"),
+                *(sys.executable, "-m", "ollamalab", "embedded", "--host", "127.0.0.1"),
+                *("--port", str(self._port)),
                 *(() if threads is None else ("--threads", str(threads))),
             ),
             environment={**self._environment, **self.settings.environment(), "PYTHONUNBUFFERED": "1"},
             advice="try `ollamalab embedded` by hand",
         )
 
+    def known_variables(self, log: str) -> Collection[str]:  # noqa: ARG002
+        """Return those that become settings of the embedded server, and who may ask it."""
+        return {*ServerSettings(flash_attention=True).environment(), "OLLAMA_ORIGINS"}
+
     def slots(self) -> Slots:
         """Return the slots of each loaded model."""
         return embedded_slots(self.url)
+
+    async def describe(self) -> dict[str, Any]:
+        """Return what a report must say of the server, with the engine if it is a binary that was given."""
+        return {**await super().describe(), "llama_server": self._environment.get(LLAMA_SERVER_VARIABLE)}
 
 
 class OllamaTarget(LocalTarget):
@@ -144,7 +196,7 @@ class OllamaTarget(LocalTarget):
                 **self.settings.environment(),
                 # Ollama has no variable for it, but hands its environment on to llama.cpp's server.
                 **({} if threads is None else {"LLAMA_ARG_THREADS": str(threads)}),
-                "OLLAMA_HOST": "127.0.0.1:0",
+                "OLLAMA_HOST": f"127.0.0.1:{self._port}",
                 # The folder of models may be shared with a server that is pulling: never tidy it up.
                 "OLLAMA_NOPRUNE": "1",
                 # No calls to ollama.com while something is measured.
@@ -153,14 +205,18 @@ class OllamaTarget(LocalTarget):
             advice="try `ollama serve` by hand",
         )
 
+    def known_variables(self, log: str) -> Collection[str] | None:
+        """Return those that the server names when it starts."""
+        return announced_variables(log)
+
     async def start(self) -> None:
-        """Start the server and check that it has the models.
+        """Start the server; see ``LocalTarget``.
 
         Raises:
             TargetError: It does not come up, lacks a model, or is too old for a setting.
         """
         await super().start()
-        if self.settings.num_threads is not None and not _has_llama_server(self.version):
+        if self.settings.num_threads is not None and not has_llama_server(self.version):
             raise TargetError(
                 f"num_threads={self.settings.num_threads} needs Ollama 0.30 or newer, not {self.version}; "
                 "send the option num_thread with each request instead"
@@ -184,11 +240,17 @@ class OllamaTarget(LocalTarget):
         return answers
 
 
-def _has_llama_server(version: str) -> bool:
-    """Whether an Ollama of this version runs its models in ``llama-server``: since v0.30."""
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    # 0.0.0 is a build from source, most likely a new one.
-    return numbers is None or (int(numbers[1]), int(numbers[2])) not in {(0, minor) for minor in range(1, 30)}
+def _require_free(port: int) -> None:
+    """Refuse a port on which somebody else listens."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise TargetError(
+                f"port {port} cannot be had ({error.strerror}), and a server that was there before is left "
+                f"alone; choose another port, or measure that server as target http://127.0.0.1:{port}"
+            ) from error
 
 
 def _llama_servers(pids: Sequence[int]) -> dict[str, str]:

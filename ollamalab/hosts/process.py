@@ -25,6 +25,7 @@ _ANSWER_S = 2.0
 _POLL_S = 0.005
 _REAP_S = 10.0  # past the supervisor's own patience: it hangs
 _TAIL_BYTES = 16_384
+_LAST_WORDS = 3  # lines of a server that failed: the reason is not always in the very last
 
 #: What both servers say once their socket is open; Ollama's line goes on with its version.
 _LISTENING = re.compile(rb"[Ll]istening on (?:http://)?([\w.:\[\]]+:\d+)")
@@ -36,7 +37,7 @@ class Launch:
 
     Attributes:
         name: What to call it in messages: "ollama serve".
-        command: Program and arguments; it must choose a free port itself and name it in its output.
+        command: Program and arguments; it must name the port that it listens on in its output.
         environment: All its variables.
         advice: The next step when it does not start.
     """
@@ -88,7 +89,7 @@ class ServerProcess:
             log_folder: Gets a new file with all that the server says.
 
         Raises:
-            TargetError: It ended, or did not answer within a minute; the message has its last line.
+            TargetError: It ended, or did not answer within a minute; the message has its last lines.
         """
         spawned_s = time.perf_counter()
         server = cls(launch, *_spawn(launch, log_folder))
@@ -131,12 +132,16 @@ class ServerProcess:
             await asyncio.sleep(_POLL_S)
 
     def _failure(self, what: str) -> TargetError:
-        last = self.log_tail(1) or "nothing"
+        last = " | ".join(self.log_tail(_LAST_WORDS).splitlines()) or "nothing"
         return TargetError(f"`{self._launch.name}` {what}; it last said: {last}; {self._launch.advice}")
 
     def pids(self) -> tuple[int, ...]:
         """Return the pids of the server and all it started, parents first; empty if it has died."""
         return self._tree.pids()[1:]  # the first is the supervisor
+
+    def output(self) -> str:
+        """Return all that the server has said until now."""
+        return self._log.read_text(errors="replace")
 
     def log_tail(self, lines: int) -> str:
         """Return the last lines of the server's output."""

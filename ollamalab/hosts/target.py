@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +27,8 @@ class Target(ABC):
         version: What the server says of itself.
         settings: What it was started with; None if somebody else started it.
         startup: When it was started and answered; None if somebody else started it.
+        ignored: Variables of the environment that it does not know, to the reason; empty if somebody else
+            started it.
         unchangeable: Why its settings cannot be changed, to show beside an arm that is *not run*; None
             if they can.
     """
@@ -36,6 +38,7 @@ class Target(ABC):
     version: str
     settings: ServerSettings | None
     startup: Startup | None
+    ignored: Mapping[str, str]
     unchangeable: str | None
 
     @property
@@ -72,7 +75,7 @@ class Target(ABC):
         """Return the last lines of the server's output; empty if it is not ours."""
 
     async def describe(self) -> dict[str, Any]:
-        """Return what a report must say of the server: kind, version, settings, models with digest.
+        """Return what a report must say of the server: kind, version, settings, ignored variables, models.
 
         Raises:
             UpstreamError: It does not answer.
@@ -82,6 +85,7 @@ class Target(ABC):
             "url": self.url,
             "version": self.version,
             "settings": None if self.settings is None else asdict(self.settings),
+            "ignored_variables": dict(self.ignored),
             "models": [
                 {
                     "name": model["name"],
@@ -104,6 +108,7 @@ class RemoteTarget(Target):
     def __init__(self, url: str, version: str) -> None:
         self.url = url
         self.version = version
+        self.ignored = {}
         self.unchangeable = (
             f"{url} was not started by ollamalab, so its settings stay as they are; "
             "use target embedded or ollama"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -20,9 +20,11 @@ from ollamalab.lab.cold import PRELOADED, UNLOADED, compare_reloaded
 from ollamalab.lab.models import have_models, is_ours
 from ollamalab.lab.observation import Observation
 from ollamalab.lab.sentences import Said
-from ollamalab.lab.subject import PromptShape, Subject
+from ollamalab.lab.subject import PromptShape, Subject, synthetic_models
 from ollamalab.lab.trials import Trials, Visitor, run_visits
 from ollamalab.loadgen import LoadResult
+from ollamalab.protocol.names import parse_name
+from ollamalab.protocol.synthetic import mark_synthetic
 from ollamalab.report import Arm, Contrast, Experiment, Report, root
 from ollamalab.report.notebooks import read_notebook
 from ollamalab.runner.parameters import parameters_of
@@ -87,8 +89,18 @@ class Lab:
         opened = await self._opened.enter_async_context(open_target(target, settings, models=models))
         subject = await self._opened.enter_async_context(Subject(opened, model, seed=self._seed))
         self._subjects.append(subject)
-        self.report.server[name or target] = await opened.describe()
+        synthetic = await synthetic_models(subject.client, models)
+        self._note_synthetic(synthetic)
+        self.report.server[name or target] = _with_marks(await opened.describe(), synthetic)
         return subject
+
+    def _note_synthetic(self, models: Iterable[str]) -> None:
+        self.report.synthetic.update(models)
+        for model in sorted(models):
+            self.report.add_finding(
+                f"{mark_synthetic(model)} has random weights: its load times, memory and speed are those of "
+                "its shape, its text is noise."
+            )
 
     async def subjects(
         self, target: str, model: str, arms: Mapping[str, ServerSettings], *, others: Sequence[str] = ()
@@ -235,6 +247,16 @@ class Lab:
     @property
     def _seed(self) -> int:
         return int(self.parameters.get("seed", 0))
+
+
+def _with_marks(server: Mapping[str, Any], synthetic: Iterable[str]) -> dict[str, Any]:
+    """Return the description of a server in which models with random weights say so."""
+    keys = {parse_name(model).key for model in synthetic}
+    models = [
+        {**model, "synthetic": True} if parse_name(model["name"]).key in keys else model
+        for model in server["models"]
+    ]
+    return {**server, "models": models}
 
 
 def _slots(target: Target) -> Slots:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from ollamalab.embedded.fetch import ensure_model
 from ollamalab.embedded.models import DEFAULT_MODEL, ModelFile, ModelStore
 from ollamalab.errors import ModelNotFound
-from ollamalab.hosts import check_target
+from ollamalab.hosts import check_target, models_folder, weights_file
 
 
 async def have_models(target: str, *models: str) -> None:
@@ -25,8 +27,13 @@ async def have_models(target: str, *models: str) -> None:
 
 
 def model_file(target: str, model: str) -> Path | None:
-    """Return the file that the embedded server loads for a model; None for other targets."""
-    return ModelStore().find(model).path if target == "embedded" else None
+    """Return the file that a server of ours loads for a model; None where that is not known."""
+    if target == "embedded":
+        return ModelStore().find(model).path
+    folder = models_folder(os.environ) if target == "ollama" else None
+    with suppress(PermissionError):
+        return None if folder is None else weights_file(folder, model)
+    return None
 
 
 def is_ours(target: str) -> bool:

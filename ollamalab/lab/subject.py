@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -13,11 +14,12 @@ from typing import Any, Self
 from ollamalab.client import OllamaClient
 from ollamalab.compare import Visit
 from ollamalab.connection import OllamaConnection
-from ollamalab.errors import TargetError, UpstreamError
+from ollamalab.errors import ModelNotFound, TargetError, UpstreamError
 from ollamalab.hosts import Target
 from ollamalab.lab.trials import Visitor
 from ollamalab.loadgen import InstrumentHealth, LoadGenerator, LoadResult, LoadSettings
 from ollamalab.protocol.names import parse_name
+from ollamalab.protocol.synthetic import is_synthetic, mark_synthetic
 from ollamalab.protocol.upstream import Request
 from ollamalab.records import RequestRecord
 from ollamalab.workload import chat_body, draw_prompt, inference_request, with_nonce
@@ -45,6 +47,7 @@ class Subject:
         model: Name of the model as it is sent.
         client: For single calls; another one after ``restart``.
         health: How the client fared in each load, in order.
+        is_synthetic: Whether the model's weights are random; False where the server does not tell.
     """
 
     def __init__(self, target: Target, model: str, *, seed: int) -> None:
@@ -58,12 +61,14 @@ class Subject:
         self.target = target
         self.model = model
         self.health: list[InstrumentHealth] = []
+        self.is_synthetic = False
         self._seed = seed
         # Fresh for each run: a server may remember the prompts of the run before.
         self._nonces = random.Random()
 
     async def __aenter__(self) -> Self:
         await self._open()
+        self.is_synthetic = bool(await synthetic_models(self.client, [self.model]))
         return self
 
     async def __aexit__(
@@ -77,9 +82,9 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """What it was measured on, for tables: "smollm2:135m on embedded"."""
+        """What it was measured on, for tables: "smollm2:135m on embedded"; random weights are said."""
         kind = self.target.url if self.target.kind == "url" else self.target.kind
-        return f"{self.model} on {kind}"
+        return f"{mark_synthetic(self.model) if self.is_synthetic else self.model} on {kind}"
 
     @property
     def slots(self) -> int | None:
@@ -183,6 +188,19 @@ class Subject:
     async def loaded(self) -> Mapping[str, Any]:
         """Return the loaded models by name, each as ``/api/ps`` describes it."""
         return {model["name"]: model for model in await self.client.ps()}
+
+
+async def synthetic_models(client: OllamaClient, models: Iterable[str]) -> set[str]:
+    """Return which of these models have random weights, as their server shows them.
+
+    A server need not show its models, or not have all of them; such models count as others.
+    """
+    found = set()
+    for model in models:
+        with suppress(UpstreamError, ModelNotFound):
+            if is_synthetic(await client.show(model)):
+                found.add(model)
+    return found
 
 
 async def preload(subjects: Iterable[Subject]) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ollamalab.errors import RequestRefused, SettingsError
-from ollamalab.protocol.endpoints import Endpoint, Kind, endpoint_of
+from ollamalab.protocol.endpoints import Endpoint, endpoint_of
 from ollamalab.protocol.names import parse_name
 from ollamalab.protocol.requests import decode_fields, go_mismatch
 from ollamalab.protocol.upstream import Request
@@ -34,6 +34,9 @@ CACHE_HEADER = "x-ollamalab-cache"
 UPSTREAM_HEADER = "x-ollamalab-upstream"
 QUEUE_HEADER = "x-ollamalab-queue-ms"
 TIMING_HEADER = "server-timing"
+
+#: In a call's ledger once it has a place, or was refused one: the wait in the queue.
+QUEUED = "queue"
 
 _BAD_REQUEST, _NOT_FOUND = 400, 404
 _MAX_CLIENT_CHARACTERS = 200
@@ -58,8 +61,7 @@ class Call(msgspec.Struct, kw_only=True):
         priority: 0 first to 9 last.
         deadline_s: Moment (``time.perf_counter``) after which nobody wants the answer; None = no limit.
         cache_control: ``Cache-Control`` as sent, "" if not.
-        expected_tokens: About how many tokens its answer will have, as the first part that reckoned says;
-            None if none has.
+        cache_outcome: What the cache did, as ``X-Ollamalab-Cache`` says it; "" if it is not known.
         ledger: Part to seconds that it took before the first byte, in order of passage.
         passage: What the part that counts places hears of this request; the part that knows where the
             request went may complete it. None without such a part.
@@ -77,7 +79,7 @@ class Call(msgspec.Struct, kw_only=True):
     priority: int = DEFAULT_PRIORITY
     deadline_s: float | None = None
     cache_control: str = ""
-    expected_tokens: float | None = None
+    cache_outcome: str = ""
     ledger: dict[str, float] = {}
     passage: object | None = None
     rest_until_s: float = 0.0
@@ -91,9 +93,8 @@ class Call(msgspec.Struct, kw_only=True):
     @property
     def num_predict(self) -> int | None:
         """Tokens asked for at most; None if open-ended or unreadable."""
-        name = "max_tokens" if self.endpoint.is_openai else "num_predict"
-        source = self.fields if self.endpoint.is_openai else self.options
-        value = source.get(name)
+        endpoint = self.endpoint
+        value = (self.fields if endpoint.is_openai else self.options).get(endpoint.limit_field)
         return int(value) if isinstance(value, int | float) and value > 0 else None
 
 
@@ -132,7 +133,7 @@ def read_call(
         deadline_s=None if deadline_ms is None or arrived_s is None else arrived_s + deadline_ms / 1000,
         cache_control=headers.get(CACHE_CONTROL_HEADER, ""),
     )
-    is_encoded = endpoint.kind is Kind.INFERENCE and "content-encoding" in headers
+    is_encoded = endpoint.names_events and "content-encoding" in headers
     if endpoint.names_model and not is_encoded:  # /v1/responses also takes zstd, which is not ours to read
         _read_body(call, body)
     return call

@@ -17,7 +17,6 @@ class Kind(StrEnum):
 
     GENERATION = "generation"  #: text from a model, streamed or whole
     EMBEDDING = "embedding"  #: vectors from a model
-    INFERENCE = "inference"  #: other paths of ``/v1`` that name a model
     READING = "reading"  #: lists and descriptions; no model works
     CHANGE = "change"  #: downloads, makes or removes models
 
@@ -32,7 +31,11 @@ class Endpoint:
         methods: Those that the path knows; any other is a 405.
         streams_by_default: Whether a body without ``stream`` asks for a stream.
         body_type: Go's name of the body, which errors mention.
-        is_openai: Whether errors and streams have OpenAI's form: SSE instead of NDJSON.
+        limit_field: Field that says how many tokens the answer may have; one of ``options`` under ``/api``.
+        is_cached: Whether its answers may be kept and given again.
+        names_events: Whether the events of its streams have names (``event: ...``) and types, the last of
+            which ends the stream where others have ``[DONE]``.
+        is_openai: Whether errors and streams have the forms of ``/v1``: OpenAI's errors, SSE for NDJSON.
         names_model: Whether the body says which model is wanted, and that model works.
     """
 
@@ -41,12 +44,15 @@ class Endpoint:
     methods: tuple[str, ...] = ("POST",)
     streams_by_default: bool = False
     body_type: str = "Request"
+    limit_field: str = "num_predict"
+    is_cached: bool = False
+    names_events: bool = False
     is_openai: bool = field(init=False)
     names_model: bool = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "is_openai", self.path.startswith("/v1/"))
-        names_model = self.kind in (Kind.GENERATION, Kind.EMBEDDING, Kind.INFERENCE)
+        names_model = self.kind in (Kind.GENERATION, Kind.EMBEDDING)
         object.__setattr__(self, "names_model", names_model)
 
 
@@ -61,9 +67,19 @@ _ENDPOINTS = (
     Endpoint(path="/api/ps", kind=Kind.READING, methods=_GET),
     Endpoint(path="/api/show", kind=Kind.READING),
     Endpoint(
-        path="/api/generate", kind=Kind.GENERATION, streams_by_default=True, body_type="GenerateRequest"
+        path="/api/generate",
+        kind=Kind.GENERATION,
+        streams_by_default=True,
+        body_type="GenerateRequest",
+        is_cached=True,
     ),
-    Endpoint(path="/api/chat", kind=Kind.GENERATION, streams_by_default=True, body_type="ChatRequest"),
+    Endpoint(
+        path="/api/chat",
+        kind=Kind.GENERATION,
+        streams_by_default=True,
+        body_type="ChatRequest",
+        is_cached=True,
+    ),
     Endpoint(path="/api/embed", kind=Kind.EMBEDDING, body_type="EmbedRequest"),
     Endpoint(path="/api/embeddings", kind=Kind.EMBEDDING, body_type="EmbeddingRequest"),
     Endpoint(path="/api/pull", kind=Kind.CHANGE, streams_by_default=True),
@@ -71,11 +87,35 @@ _ENDPOINTS = (
     Endpoint(path="/api/create", kind=Kind.CHANGE, streams_by_default=True),
     Endpoint(path="/api/copy", kind=Kind.CHANGE),
     Endpoint(path="/api/delete", kind=Kind.CHANGE, methods=("DELETE",)),
-    Endpoint(path="/v1/chat/completions", kind=Kind.GENERATION, body_type="ChatCompletionRequest"),
-    Endpoint(path="/v1/completions", kind=Kind.GENERATION, body_type="CompletionRequest"),
+    Endpoint(
+        path="/v1/chat/completions",
+        kind=Kind.GENERATION,
+        body_type="ChatCompletionRequest",
+        limit_field="max_tokens",
+        is_cached=True,
+    ),
+    Endpoint(
+        path="/v1/completions",
+        kind=Kind.GENERATION,
+        body_type="CompletionRequest",
+        limit_field="max_tokens",
+        is_cached=True,
+    ),
+    Endpoint(
+        path="/v1/responses",
+        kind=Kind.GENERATION,
+        body_type="ResponsesRequest",
+        limit_field="max_output_tokens",
+        names_events=True,
+    ),
+    Endpoint(
+        path="/v1/messages",
+        kind=Kind.GENERATION,
+        body_type="MessagesRequest",
+        limit_field="max_tokens",
+        names_events=True,
+    ),
     Endpoint(path="/v1/embeddings", kind=Kind.EMBEDDING, body_type="EmbedRequest"),
-    Endpoint(path="/v1/responses", kind=Kind.INFERENCE, body_type="ResponsesRequest"),
-    Endpoint(path="/v1/messages", kind=Kind.INFERENCE, body_type="MessagesRequest"),
     Endpoint(path="/v1/models", kind=Kind.READING, methods=_GET),
 )
 

@@ -68,6 +68,11 @@ def timings_of(final: Mapping[str, Any]) -> ServerTimings:
     )
 
 
+#: Types of the event that ends a stream of ``/v1/responses`` or ``/v1/messages`` as it should.
+_LAST_TYPES = ("message_stop", "response.completed", "response.incomplete")
+_ERROR_TYPES = ("error", "response.failed")
+
+
 class StreamTail:
     """Keeps the last line of a stream that passes by, to tell at its end whether it is whole.
 
@@ -75,8 +80,8 @@ class StreamTail:
     end of a stream.
 
     Args:
-        is_openai: Whether it is SSE, which ends with ``data: [DONE]``, or NDJSON, whose last line says
-            ``"done": true``.
+        is_openai: Whether it is SSE, which ends with ``data: [DONE]`` or an event of a last type, or
+            NDJSON, whose last line says ``"done": true``.
     """
 
     __slots__ = ("_is_openai", "_line")
@@ -104,10 +109,12 @@ class StreamTail:
     @property
     def is_whole(self) -> bool:
         """Whether the stream has come to its proper end."""
-        line = self._line.strip()
-        if self._is_openai:
-            return line == b"data: [DONE]"
-        return self.final() is not None
+        if not self._is_openai:
+            return self.final() is not None
+        if self._line.strip() == b"data: [DONE]":
+            return True
+        value = self._value() if b'"type"' in self._line else None
+        return value is not None and value.get("type") in _LAST_TYPES
 
     @property
     def is_error(self) -> bool:
@@ -115,7 +122,7 @@ class StreamTail:
         if b'"error"' not in self._line:
             return False
         value = self._value()
-        return value is not None and "error" in value
+        return value is not None and ("error" in value or value.get("type") in _ERROR_TYPES)
 
     def final(self) -> dict[str, Any] | None:
         """Return the final line of NDJSON; None if the last line is another."""
@@ -135,6 +142,6 @@ class StreamTail:
     def _value(self) -> dict[str, Any] | None:
         try:
             value = msgspec.json.decode(self._line.strip().removeprefix(b"data:"))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         return value if isinstance(value, dict) else None

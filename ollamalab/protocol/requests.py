@@ -13,6 +13,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -167,6 +168,9 @@ def decode_body(data: bytes, kind: type[Body]) -> Body:
 def decode_fields(data: bytes, type_name: str = "Request") -> dict[str, Any]:
     """Return a body's top-level fields by lower-case name, nulls left out; their types unchecked.
 
+    Of a field given more than once the last counts, as in Go; unless that is null, which Go ignores for
+    texts, numbers and flags, so that the one before stands.
+
     Args:
         data: The bytes as they came.
         type_name: Go's name of what it should be, for the message.
@@ -181,7 +185,64 @@ def decode_fields(data: bytes, type_name: str = "Request") -> dict[str, Any]:
         raise SettingsError(
             f"json: cannot unmarshal {_json_kind(value)} into Go value of type api.{type_name}"
         )
-    return _folded(value)
+    fields = _folded(value)
+    if len(fields) == len(value) or not _may_repeat(value, type_name):
+        return fields
+    return _folded_in_order(data, type_name)
+
+
+def _may_repeat(value: Mapping[str, Any], type_name: str) -> bool:
+    """Whether the order of a body's fields may matter, or what stood before a null."""
+    names = {key.lower() for key in value}
+    plain = _PLAIN_FIELDS.get(type_name, _PLAIN_EVERYWHERE)
+    return len(names) < len(value) or any(
+        item is None and key.lower() in plain for key, item in value.items()
+    )
+
+
+def _folded_in_order(data: bytes, type_name: str) -> dict[str, Any]:
+    """Return what ``_folded`` does, for a body that may give a field more than once.
+
+    At a null Go keeps a field's earlier value, unless the field is one that can be nil: then it is nil.
+    """
+    pairs: list[tuple[str, Any]] = []
+
+    def note(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal pairs
+        pairs = found  # in the end those of the outermost object
+        return dict(found)
+
+    _lenient_value(data, note)
+    kept = _PLAIN_FIELDS.get(type_name, _PLAIN_EVERYWHERE)
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        name = key.lower()
+        if value is not None:
+            fields[name] = value
+        elif name not in kept:
+            fields.pop(name, None)
+    return fields
+
+
+_PLAIN_EVERYWHERE = ("model",)
+
+#: By body, the fields that Go holds as plain values: no pointer, map, list or "any", which can be nil.
+_PLAIN_FIELDS = {
+    "GenerateRequest": (
+        *("model", "prompt", "suffix", "system", "template"),
+        *("raw", "logprobs", "top_logprobs", "_debug_render_only"),
+    ),
+    "ChatRequest": ("model", "logprobs", "top_logprobs", "_debug_render_only"),
+    "EmbedRequest": ("model", "dimensions", "encoding_format"),
+    "EmbeddingRequest": ("model", "prompt"),
+    "ChatCompletionRequest": ("model", "stream", "top_logprobs", "_debug_render_only"),
+    "CompletionRequest": (
+        *("model", "prompt", "suffix", "stream", "top_p"),
+        *("frequency_penalty", "presence_penalty", "_debug_render_only"),
+    ),
+    "ResponsesRequest": ("model", "instructions", "background"),
+    "MessagesRequest": ("model", "stream", "max_tokens"),
+}
 
 
 def _folded(value: dict[str, Any]) -> dict[str, Any]:
@@ -203,18 +264,38 @@ def _message_fields(value: object) -> object:
 def _first_value(data: bytes) -> Any:
     """Return the first JSON value, whatever follows it, as Go's decoder does."""
     try:
-        try:
-            return msgspec.json.decode(data)
-        except (msgspec.DecodeError, ValueError):  # of no JSON, of no Unicode, of too many digits
-            text = data.decode(errors="replace").lstrip(" \t\r\n")
-        if not text:
-            raise SettingsError("missing request body")
-        value, _end = _LENIENT.raw_decode(text)
+        return msgspec.json.decode(data)
+    except RecursionError as error:
+        raise SettingsError(_TOO_DEEP) from error
+    except (msgspec.DecodeError, ValueError):  # of no JSON, of no Unicode, of too many digits
+        return _lenient_value(data)
+
+
+def _lenient_value(
+    data: bytes, object_of: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None
+) -> Any:
+    """Return the first JSON value where msgspec would not: behind it, or in its numbers, is more.
+
+    Args:
+        data: The bytes as they came.
+        object_of: Makes an object of its fields in order; None = the last of a name counts.
+    """
+    text = data.decode(errors="replace").lstrip(" \t\r\n")
+    if not text:
+        raise SettingsError("missing request body")
+    decoder = json.JSONDecoder(
+        object_pairs_hook=object_of, parse_float=_finite, parse_int=_whole, parse_constant=_no_number
+    )
+    try:
+        value, _end = decoder.raw_decode(text)
     except json.JSONDecodeError as error:
         raise SettingsError(_go_syntax_error(error)) from error
     except RecursionError as error:
-        raise SettingsError("exceeded max depth") from error  # which is 10,000 in Go, and less here
+        raise SettingsError(_TOO_DEEP) from error
     return value
+
+
+_TOO_DEEP = "exceeded max depth"  #: which is 10,000 in Go, and less here
 
 
 def _finite(digits: str) -> float:
@@ -234,8 +315,6 @@ def _no_number(name: str) -> NoReturn:
     raise SettingsError(f"invalid character '{name.lstrip('-')[0]}' {place}")
 
 
-#: For what msgspec refuses: JSON with something behind it, and numbers too large for a float.
-_LENIENT = json.JSONDecoder(parse_float=_finite, parse_int=_whole, parse_constant=_no_number)
 _SHOWN_DIGITS = 40
 
 

@@ -36,6 +36,6 @@ def mark_mentions(text: str, synthetic: Iterable[str]) -> str:
     """
     for name in sorted(synthetic, key=len, reverse=True):
         # Not inside a longer name ("7b" in "7b-q8_0"), and not twice.
-        mention = rf"(?<![\w.:/-]){re.escape(name)}(?![\w:/-]|\.\w| \({_WORD}\))"
+        mention = rf"(?<![\w.:/-]){re.escape(name)}(?![\w/-]|[.:]\w| \({_WORD}\))"
         text = re.sub(mention, lambda found: mark_synthetic(found.group()), text)
     return text

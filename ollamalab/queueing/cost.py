@@ -27,16 +27,21 @@ def cost_tokens(prompt_tokens: float, output_tokens: float) -> float:
 
 def expected_prompt_tokens(call: Call) -> float:
     """Return about how many tokens a request's text has; images count for nothing."""
-    fields, characters = call.fields, 0
+    fields = call.fields
+    characters = 0
     for name in _TEXTS:
-        text = fields.get(name)
-        if isinstance(text, str):
-            characters += len(text)
+        if name in fields:
+            characters += _characters(fields[name])
     messages = fields.get("messages")
+    if messages is None:  # /v1/responses has other names for it
+        characters += _characters(fields.get("instructions"))
+        messages = fields.get("input")
+        if isinstance(messages, str):
+            characters += len(messages)
     if isinstance(messages, list):
         for message in messages:
-            content = message.get("content") if isinstance(message, dict) else None
-            characters += len(content) if isinstance(content, str) else _characters_in_parts(content)
+            if isinstance(message, dict):
+                characters += _characters(message.get("content"))
     return characters / _CHARACTERS_PER_TOKEN
 
 
@@ -52,8 +57,11 @@ def expected_output_tokens(call: Call, usual: float | None) -> float:
     return expected if most is None else min(expected, most)
 
 
-def _characters_in_parts(content: object) -> int:
-    """Return how long the texts are that a message of ``/v1`` is cut into."""
-    parts = content if isinstance(content, list) else ()
-    texts = (part.get("text") for part in parts if isinstance(part, dict))
+def _characters(content: object) -> int:
+    """Return how long a content is that ``/v1`` may cut into parts."""
+    if isinstance(content, str):
+        return len(content)
+    if not isinstance(content, list):
+        return 0
+    texts = (part.get("text") for part in content if isinstance(part, dict))
     return sum(len(text) for text in texts if isinstance(text, str))

@@ -18,9 +18,10 @@ from ollamalab.protocol.upstream import Reply, Request, Upstream, whole_of
 from ollamalab.queueing.admission import Admission, Applicant
 from ollamalab.queueing.capacity import Capacity, Passage, capacity_of
 from ollamalab.queueing.cost import cost_tokens, expected_output_tokens, expected_prompt_tokens
+from ollamalab.queueing.event_meter import meter_of, work_of_answer
 from ollamalab.queueing.tally import QueueStatistics
 from ollamalab.queueing.ticket import State, Ticket
-from ollamalab.queueing.work import NO_WORK, NOTHING_TOLD, Meter, Work, work_of_whole
+from ollamalab.queueing.work import NO_WORK, NOTHING_TOLD, Work
 from ollamalab.settings.queueing import QueueSettings
 
 _OK = 200
@@ -63,7 +64,6 @@ class RequestQueue:
         admission, lane = self._admission, call.model_key
         prompt_tokens = expected_prompt_tokens(call)
         output_tokens = expected_output_tokens(call, admission.history.output_tokens(lane))
-        call.expected_tokens = output_tokens
         now_s = self._clock()
         ticket, moved = admission.arrive(
             Applicant(
@@ -261,7 +261,8 @@ def metered(reply: Reply, call: Call, place: Place) -> Reply:
     body = None if call.is_stream else whole_of(reply)
     if body is None:
         return MeteredReply(reply, call, place)
-    _conclude(place, work_of_whole(body, is_openai=call.endpoint.is_openai), reply.status, NOTHING_TOLD)
+    work = work_of_answer(body, call.endpoint) if reply.status == _OK else None
+    _conclude(place, work, reply.status, NOTHING_TOLD)
     return reply
 
 
@@ -294,7 +295,7 @@ class MeteredReply:
         self._reply = reply
         self._place = place
         self._is_stream = call.is_stream and reply.status == _OK
-        self._meter = Meter(is_stream=self._is_stream, is_openai=call.endpoint.is_openai)
+        self._meter = meter_of(call.endpoint, is_stream=self._is_stream)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Give the body as it arrives.

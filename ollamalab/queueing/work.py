@@ -18,6 +18,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
         prompt_tokens: Tokens of the prompt, cached ones included; None if not known.
         slot_wait_s: Seconds it waited for a slot inside the server; None if the server did not tell.
         busy_s: Seconds it then took, for prompt and output; None if the server did not tell.
+        prompt_s: Of these, for the prompt.
         load_s: Seconds until the model was loaded, next to nothing if it was; None if the server did
             not tell.
     """
@@ -26,6 +27,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int | None = None
     slot_wait_s: float | None = None
     busy_s: float | None = None
+    prompt_s: float | None = None
     load_s: float | None = None
 
 
@@ -115,16 +117,18 @@ def _of_final(said: bytes | dict[str, Any] | None) -> Work | None:
         return None
     if not final.done:
         return None
-    slot_wait_s = busy_s = load_s = None
+    slot_wait_s = busy_s = prompt_s = load_s = None
     if final.total_duration is not None and final.eval_duration is not None:
         busy_ns = final.prompt_eval_duration + final.eval_duration
         busy_s, load_s = busy_ns / NS_PER_S, final.load_duration / NS_PER_S
+        prompt_s = final.prompt_eval_duration / NS_PER_S
         slot_wait_s = max(0, final.total_duration - final.load_duration - busy_ns) / NS_PER_S
     return Work(
         output_tokens=final.eval_count,
         prompt_tokens=final.prompt_eval_count,
         slot_wait_s=slot_wait_s,
         busy_s=busy_s,
+        prompt_s=prompt_s,
         load_s=load_s,
     )
 

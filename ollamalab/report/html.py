@@ -13,6 +13,7 @@ from typing import Any
 
 from ollamalab.claims import CLAIMS
 from ollamalab.files import write_whole
+from ollamalab.protocol.synthetic import mark_synthetic
 from ollamalab.records import Manifest
 from ollamalab.report.claims import Judged, correction, count_words, judge_run, published
 from ollamalab.report.notebooks import Header, header_of, read_notebook
@@ -102,9 +103,13 @@ def facts(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _models(manifest: Manifest) -> list[dict[str, Any]]:
-    """Return the models of all measured servers, each once."""
+    """Return the models of all measured servers, each once; those with random weights have the mark."""
     listed = [model for server in manifest.server.values() for model in server.get("models", ())]
-    return list({(model["name"], model.get("digest")): model for model in listed}.values())
+    marked = [
+        {**model, "name": mark_synthetic(model["name"])} if model.get("synthetic") else model
+        for model in listed
+    ]
+    return list({(model["name"], model.get("digest")): model for model in marked}.values())
 
 
 def _section(run: Run, name: str, judged: list[Judged]) -> dict[str, Any]:

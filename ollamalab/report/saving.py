@@ -28,6 +28,7 @@ from ollamalab.report.manifest import (
     utc_now,
     write_manifest,
 )
+from ollamalab.report.marks import marked_file, marked_table
 from ollamalab.report.notebooks import header_of, read_notebook
 from ollamalab.report.runs import Experiment, load_experiment
 from ollamalab.report.tables import Table
@@ -40,6 +41,10 @@ class Report:
 
     Adding a table, figure, arm or contrast under a name that is there replaces it, so that a cell can
     be run again; records and samples add up until ``clear``.
+
+    Attributes:
+        server: Name to what is known of each measured server.
+        synthetic: Names of measured models with random weights; their mentions are marked.
     """
 
     def __init__(self, experiment: str, *, parameters: Mapping[str, Any], folder: Path | None = None) -> None:
@@ -55,6 +60,7 @@ class Report:
         self.parameters = dict(parameters)
         self.folder = folder or current_folder(os.environ)
         self.server: dict[str, Any] = {}
+        self.synthetic: set[str] = set()
         self._records: list[RequestRecord] = []
         self._samples: list[Sample] = []
         self._arms: dict[str, Arm] = {}
@@ -79,9 +85,9 @@ class Report:
         self._arms[arm.name] = arm
 
     def add_table(self, table: Table) -> Table:
-        """Keep a table; return it, so that a cell shows it."""
-        self._tables[table.name] = table
-        return table
+        """Keep a table; return it as it will be shown, so that a cell shows it."""
+        self._tables[table.name] = marked = marked_table(table, self.synthetic)
+        return marked
 
     def add_figure(self, name: str, figure: Any, caption: str = "") -> Any:
         """Keep a figure as SVG; return it, so that a cell shows it.
@@ -163,7 +169,7 @@ class Report:
                 Path(f"{base}.parquet"): records_parquet(self._records),
                 Path(f"{base}.samples.parquet"): samples_parquet(self._samples),
                 **{self.folder / figure.file: svg for figure, svg in self._figures.values()},
-                Path(f"{base}.json"): encode(content),
+                Path(f"{base}.json"): encode(marked_file(content, self.synthetic)),
             }
         )
         self._note_in_manifest()

@@ -17,8 +17,9 @@ class ModelView:
         is_resident: Whether it is loaded, as far as is known.
         in_flight: Requests for it that are booked here and not over.
         slots: How many of them really run at once.
-        booked_tokens: Tokens that they are still expected to generate, all together.
-        tokens_per_s: Of one stream, lately; None before the first answer.
+        booked_tokens: What they are expected to take, all together: tokens to generate, and for the prompt
+            as many as take as long.
+        tokens_per_s: Of these, of one stream lately; None before the first answer.
         load_s: What loading it took here, lately; None if never seen.
     """
 
@@ -60,7 +61,7 @@ class Want:
 
     Attributes:
         model_key: The model (``ModelName.key``).
-        tokens: How many it will probably generate.
+        tokens: What it will probably take; as ``ModelView.booked_tokens``.
         prompt: Its text from the start, as far as it could have been seen before; "" if that is not asked.
     """
 

@@ -18,7 +18,7 @@ class ServerLimits:
     idle_timeout_s: float = 120.0  #: of a connection without a request
     head_timeout_s: float = 30.0  #: from a request's first byte to the end of its headers
     body_timeout_s: float = 30.0  #: without a byte of a body that is on its way
-    write_timeout_s: float = 60.0  #: without the client taking a byte of what waits for it
+    write_timeout_s: float = 60.0  #: in which a client that is behind takes less than 240 bytes/s
     linger_s: float = 5.0  #: a refused client may go on sending, so that it can read why
 
     def __post_init__(self) -> None:

@@ -1,0 +1,259 @@
+"""Model files with the layers of a large model and random weights: real load, memory and speed, no download.
+
+Such a file is marked in its metadata (``ollamalab.synthetic``, name, description), because what the model
+says is noise. The tokenizer is that of another model file, with made-up tokens added until the
+vocabulary has the shape's size; no text becomes one of those, but the model may say them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ollamalab.embedded.gguf_file import DEFAULT_ALIGNMENT, read_gguf
+from ollamalab.embedded.gguf_header import (
+    FILE_TYPE_IDS,
+    TYPE_IDS,
+    FieldValue,
+    TensorRow,
+    field_entry,
+    header,
+    padding_bytes,
+)
+from ollamalab.embedded.models import DISK_FULL, ModelFile, ModelStore, ProgressCallback, no_progress
+from ollamalab.embedded.random_weights import QUANTS, draw_ahead, pieces
+from ollamalab.embedded.shapes import OUTPUT, Shape
+from ollamalab.errors import ModelError, SettingsError
+from ollamalab.protocol.names import ModelName, parse_name
+from ollamalab.protocol.synthetic import SYNTHETIC_FIELD
+
+_TOKENS, _TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+_NORMAL_TOKEN = 1
+
+#: Drawing is faster than most disks from a few threads on.
+_MOST_THREADS = 4
+_SEED_END = 2**32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a synthetic model is made of; equal recipes and tokenizers give equal files."""
+
+    shape: Shape  #: its layers
+    quant: str  #: element type of its matrices, one of ``QUANTS``
+    seed: int = 0  #: of its weights
+
+    def __post_init__(self) -> None:
+        if self.quant not in QUANTS:
+            raise SettingsError(
+                f"random weights can be {', '.join(QUANTS)}, not {self.quant!r}; choose one with --quant"
+            )
+        if not 0 <= self.seed < _SEED_END:
+            raise SettingsError(f"--seed must be 0 to {_SEED_END - 1}, got {self.seed}")
+
+    @property
+    def name(self) -> ModelName:
+        """What the model is called unless it is given a name: "synthetic:7b-q4_0"."""
+        return parse_name(f"synthetic:{self.shape.name}-{self.quant}")
+
+    def rows(self) -> list[TensorRow]:
+        """Return the tensors with their types: vectors in 32 bits, matrices as ``quant`` says.
+
+        In a 4-bit file the output matrix has 8 bits: llama.cpp's quantiser gives it 6, which come to
+        less than 3 % of the file.
+        """
+
+        def type_of(name: str, shape: tuple[int, ...]) -> str:
+            if len(shape) == 1:
+                return "f32"
+            return "q8_0" if self.quant == "q4_0" and name == OUTPUT else self.quant
+
+        return [
+            TensorRow(name, shape, TYPE_IDS[type_of(name, shape)]) for name, shape in self.shape.tensors()
+        ]
+
+    def fields(self) -> dict[str, FieldValue]:
+        """Return the metadata, the tokenizer left out."""
+        size = self.shape.name
+        return {
+            **self.shape.fields(),
+            "general.name": f"Synthetic {size}: random weights",
+            "general.description": f"Random weights in a {size} shape, made by ollamalab: its text is noise. "
+            "Its load times, memory and speed are those of the shape.",
+            "general.size_label": size,
+            "general.file_type": FILE_TYPE_IDS[self.quant],
+            "general.quantization_version": 2,
+            SYNTHETIC_FIELD: True,
+            "ollamalab.shape": size,
+            "ollamalab.seed": self.seed,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A file that was written, and how fast."""
+
+    path: Path  #: where
+    size_bytes: int  #: its size
+    seconds: float  #: until all of it had reached the disk
+    digest: str  #: SHA-256, 64 hex digits
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Speed of writing; drawing and hashing ran meanwhile."""
+        return self.size_bytes / self.seconds
+
+
+def synth_model(
+    recipe: Recipe,
+    store: ModelStore,
+    *,
+    tokenizer: Path,
+    name: ModelName | None = None,
+    on_progress: ProgressCallback = no_progress,
+) -> tuple[ModelFile, Written]:
+    """Write a synthetic model into the store.
+
+    Args:
+        recipe: What it is.
+        store: Where it goes.
+        tokenizer: Model file whose tokenizer it gets.
+        name: What it is called; None for the recipe's own name.
+        on_progress: Told of bytes written.
+
+    Raises:
+        ModelError: The store has a model of this name, or not the room for it; or the tokenizer's
+            file is unusable.
+        SettingsError: The name has a host or namespace.
+    """
+    called = name or recipe.name
+    target = store.path_of(called)
+    _refuse_existing(target, called.short, "--name")
+    with store.writing(lambda: on_progress("waiting for another process", 0, 0)) as folder:
+        _refuse_existing(target, called.short, "--name")
+        file = folder / "model.gguf"
+        written = _write(recipe, file, called.short, tokenizer, on_progress)
+        return store.adopt(file, called, digest=written.digest), written
+
+
+def write_synthetic(
+    recipe: Recipe, target: Path, *, tokenizer: Path, on_progress: ProgressCallback = no_progress
+) -> Written:
+    """Write a synthetic model as a file anywhere, such as for ``ollama create``.
+
+    Args:
+        recipe: What it is.
+        target: The file; it appears when it is whole.
+        tokenizer: Model file whose tokenizer it gets.
+        on_progress: Told of bytes written.
+
+    Raises:
+        ModelError: The file exists, its folder does not, or the disk has no room for it; or the
+            tokenizer's file is unusable.
+    """
+    _refuse_existing(target, str(target), "--out")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with _mapped_errors(target):
+        try:
+            written = _write(recipe, partial, str(target), tokenizer, on_progress)
+            partial.rename(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    return Written(path=target, size_bytes=written.size_bytes, seconds=written.seconds, digest=written.digest)
+
+
+def _write(
+    recipe: Recipe, path: Path, called: str, tokenizer: Path, on_progress: ProgressCallback
+) -> Written:
+    """Write a new file, to the disk itself; OSErrors are the caller's."""
+    rows = recipe.rows()
+    opening = header(_entries(recipe, tokenizer), rows, DEFAULT_ALIGNMENT)
+    size_bytes = len(opening) + sum(
+        row.size_bytes + padding_bytes(row.size_bytes, DEFAULT_ALIGNMENT) for row in rows
+    )
+    _require_room(path.parent, called, size_bytes)
+    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+    begun_s = time.perf_counter()
+
+    def chunks() -> Iterator[memoryview]:
+        done_bytes = 0
+        yield memoryview(opening)
+        for drawn in draw_ahead(pieces(rows, DEFAULT_ALIGNMENT), recipe.seed, threads=threads):
+            yield drawn.data
+            done_bytes += drawn.size
+            on_progress("writing", done_bytes, size_bytes)
+
+    digest = _write_hashed(path, chunks())
+    return Written(path=path, size_bytes=size_bytes, seconds=time.perf_counter() - begun_s, digest=digest)
+
+
+def _write_hashed(path: Path, chunks: Iterable[memoryview]) -> str:
+    """Write and sync a new file; return its SHA-256, for which it would be read again later."""
+    digest = hashlib.sha256()
+    with path.open("xb") as file, ThreadPoolExecutor(1, thread_name_prefix="digest") as hasher:
+        for chunk in chunks:
+            hashing = hasher.submit(digest.update, chunk)
+            file.write(chunk)
+            hashing.result()
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _entries(recipe: Recipe, tokenizer: Path) -> list[bytes]:
+    """Return the metadata as it stands in the file: the recipe's and the tokenizer's."""
+    source = read_gguf(tokenizer, with_arrays=True).fields
+    fields = {key: value for key, value in source.items() if key.startswith("tokenizer.")}
+    fields |= _padded_vocabulary(fields, recipe.shape.vocabulary, tokenizer)
+    return [field_entry(key, value) for key, value in (recipe.fields() | fields).items()]
+
+
+def _padded_vocabulary(fields: Mapping[str, Any], size: int, tokenizer: Path) -> dict[str, FieldValue]:
+    """Return tokens and their types, with tokens added that no merge makes and no text contains.
+
+    They are words as others, not padding: what a model says should become text, or its stream would
+    seem to begin late.
+    """
+    tokens, types = fields.get(_TOKENS), fields.get(_TOKEN_TYPES)
+    if not tokens or not types or len(tokens) > size:
+        raise ModelError(
+            f"{tokenizer} has a vocabulary of {len(tokens or ())} tokens; the tokenizer of a synthetic model "
+            f"needs 1 to {size}"
+        )
+    added = range(len(tokens), size)
+    return {
+        _TOKENS: [*tokens, *(f"Ġ#{number}" for number in added)],
+        _TOKEN_TYPES: [*types, *(_NORMAL_TOKEN for _ in added)],
+    }
+
+
+def _refuse_existing(path: Path, called: str, option: str) -> None:
+    if path.exists():
+        raise ModelError(f"{called} exists already ({path}); delete that file, or choose another {option}")
+
+
+def _require_room(folder: Path, called: str, size_bytes: int) -> None:
+    """Refuse before the first byte what cannot end well."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < size_bytes:
+        raise ModelError(
+            f"{called} needs {size_bytes} bytes and {folder} has {free_bytes} free; free some space, "
+            "or choose another disk (--out FILE, or XDG_CACHE_HOME)"
+        )
+
+
+@contextmanager
+def _mapped_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        step = "free some space there" if error.errno in DISK_FULL else "check its folder and rights"
+        raise ModelError(f"cannot write {target}: {error.strerror or error}; {step}") from error

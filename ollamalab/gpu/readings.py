@@ -1,0 +1,214 @@
+"""The ways of asking NVML for each kind of value, and how often each is worth asking.
+
+*Utilisation* is the share of the last 1/6 to 1 s in which at least one kernel ran, not how loaded the
+chip is. *Power* comes in two kinds that differ during a burst: the instant and the average over 1 s.
+*Energy* is the driver's own counter, which is to be preferred to adding up power. A *buffer* is the
+driver's own ring of recent samples, taken more often than we ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ollamalab.gpu.values import event_values
+
+_Values = dict[str, float | None]
+
+Way = Callable[[Any, Any], _Values]
+"""Takes the module and a device's handle; raises ``NVMLError``."""
+
+
+class Reading(NamedTuple):
+    """One kind of values.
+
+    Attributes:
+        ways: The first that a device supports is kept.
+        every_s: Not asked more often; 0 for as often as the sampler is read.
+    """
+
+    ways: tuple[Way, ...]
+    every_s: float
+
+
+#: Attribute of NVML's value union, by ``NVML_VALUE_TYPE_...``.
+_UNION = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+
+_NVML_KB = 1e3
+
+
+def _fields(nvml: Any, handle: Any, wanted: Mapping[str, int]) -> _Values:
+    """Return fields by name; None those that are not told.
+
+    Raises:
+        NVMLError: None of them is.
+    """
+    fields = nvml.nvmlDeviceGetFieldValues(handle, list(wanted.values()))
+    told = {
+        name: float(getattr(field.value, _UNION[field.valueType]))
+        if field.nvmlReturn == nvml.NVML_SUCCESS
+        else None
+        for name, field in zip(wanted, fields, strict=True)
+    }
+    if all(value is None for value in told.values()):
+        raise nvml.NVMLError(fields[0].nvmlReturn)
+    return told
+
+
+def _power(nvml: Any, handle: Any) -> _Values:
+    wanted = {
+        "power_instant_w": nvml.NVML_FI_DEV_POWER_INSTANT,
+        "power_average_w": nvml.NVML_FI_DEV_POWER_AVERAGE,
+    }
+    told = _fields(nvml, handle, wanted)
+    return {name: None if value is None else value / 1e3 for name, value in told.items()}
+
+
+def _power_of_old_chips(nvml: Any, handle: Any) -> _Values:
+    # Whether this is an instant or an average depends on the chip, hence a name of its own.
+    return {"power_w": nvml.nvmlDeviceGetPowerUsage(handle) / 1e3}
+
+
+def _energy(nvml: Any, handle: Any) -> _Values:
+    return {"energy_j": nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3}
+
+
+def _utilisation(nvml: Any, handle: Any) -> _Values:
+    rates = nvml.nvmlDeviceGetUtilizationRates(handle)
+    return {"sm_utilisation_ratio": rates.gpu / 100, "memory_utilisation_ratio": rates.memory / 100}
+
+
+def _memory(nvml: Any, handle: Any) -> _Values:
+    return _memory_values(nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2))
+
+
+def _memory_of_old_drivers(nvml: Any, handle: Any) -> _Values:
+    # Counts what the driver reserves for itself as used.
+    return _memory_values(nvml.nvmlDeviceGetMemoryInfo(handle))
+
+
+def _memory_values(memory: Any) -> _Values:
+    return {
+        "memory_used_bytes": memory.used,
+        "memory_free_bytes": memory.free,
+        "memory_total_bytes": memory.total,
+    }
+
+
+def _clocks(nvml: Any, handle: Any) -> _Values:
+    return {
+        "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+        "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+    }
+
+
+def _temperature(nvml: Any, handle: Any) -> _Values:
+    return {"temperature_c": nvml.nvmlDeviceGetTemperatureV(handle, nvml.NVML_TEMPERATURE_GPU)}
+
+
+def _temperature_of_old_drivers(nvml: Any, handle: Any) -> _Values:
+    return {"temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)}
+
+
+def _performance_state(nvml: Any, handle: Any) -> _Values:
+    state = nvml.nvmlDeviceGetPerformanceState(handle)
+    return {"performance_state": None if state == nvml.NVML_PSTATE_UNKNOWN else state}
+
+
+def _clock_events(nvml: Any, handle: Any) -> _Values:
+    return event_values(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+
+
+def _clock_events_of_old_drivers(nvml: Any, handle: Any) -> _Values:
+    return event_values(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+
+
+def _link(nvml: Any, handle: Any) -> _Values:
+    return {
+        "pcie_generation": nvml.nvmlDeviceGetCurrPcieLinkGeneration(handle),
+        "pcie_generation_max": nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle),
+        "pcie_width": nvml.nvmlDeviceGetCurrPcieLinkWidth(handle),
+    }
+
+
+def _pcie_counters(nvml: Any, handle: Any) -> _Values:
+    wanted = {
+        "pcie_sent_bytes": nvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES,
+        "pcie_received_bytes": nvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES,
+    }
+    return _fields(nvml, handle, wanted)
+
+
+def _pcie_throughput(nvml: Any, handle: Any) -> _Values:
+    # Takes 20 ms a direction, in which the driver counts: only where it does not count all the time.
+    sent, received = (
+        nvml.nvmlDeviceGetPcieThroughput(handle, direction)
+        for direction in (nvml.NVML_PCIE_UTIL_TX_BYTES, nvml.NVML_PCIE_UTIL_RX_BYTES)
+    )
+    return {"pcie_sent_bytes_per_s": sent * _NVML_KB, "pcie_received_bytes_per_s": received * _NVML_KB}
+
+
+class _Buffer:
+    """Mean and greatest of what the driver sampled by itself since it was last asked; first asked, it begins.
+
+    Source: ``nvmlDeviceGetSamples``, which counts time in microseconds.
+    """
+
+    def __init__(self, kind: str, name: str, unit: str, scale: float) -> None:
+        self._kind = kind
+        self._names = (f"{name}_buffer_mean_{unit}", f"{name}_buffer_max_{unit}")
+        self._scale = scale
+        self._seen_us: dict[int, int] = {}
+
+    def __call__(self, nvml: Any, handle: Any) -> _Values:
+        # ctypes handles are neither equal nor hashable by value; a device keeps its one object.
+        seen_us = self._seen_us.get(id(handle), 0)
+        is_first = not seen_us
+        try:
+            kind, samples = nvml.nvmlDeviceGetSamples(handle, getattr(nvml, self._kind), seen_us)
+        except nvml.NVMLError as error:
+            if error.value != nvml.NVML_ERROR_NOT_FOUND:
+                raise
+            return {}  # nothing new
+        # The driver hands out the whole ring, unused places included.
+        new = [sample for sample in samples if sample.timeStamp > seen_us]
+        if not new:
+            return {}
+        self._seen_us[id(handle)] = max(sample.timeStamp for sample in new)
+        if is_first:
+            return {}  # of the time before anybody watched
+        values = [float(getattr(sample.sampleValue, _UNION[kind])) * self._scale for sample in new]
+        return dict(zip(self._names, (sum(values) / len(values), max(values)), strict=True))
+
+
+def readings() -> dict[str, Reading]:
+    """Return every kind of reading of a GPU; of a sampler's own, since buffers remember what was seen.
+
+    Left out: lists of processes, which take NVML 5 ms under a lock of the whole driver; see ``processes``.
+    """
+    return {
+        "power": Reading((_power, _power_of_old_chips), 0.0),
+        "energy": Reading((_energy,), 0.0),
+        "clocks": Reading((_clocks,), 0.0),
+        "clock events": Reading((_clock_events, _clock_events_of_old_drivers), 0.0),
+        # the fastest that any chip renews it
+        "utilisation": Reading((_utilisation,), 1 / 6),
+        "memory": Reading((_memory, _memory_of_old_drivers), 0.5),
+        "temperature": Reading((_temperature, _temperature_of_old_drivers), 1.0),
+        "performance state": Reading((_performance_state,), 1.0),
+        "power buffer": Reading((_Buffer("NVML_TOTAL_POWER_SAMPLES", "power", "w", 1e-3),), 1.0),
+        "utilisation buffer": Reading(
+            (_Buffer("NVML_GPU_UTILIZATION_SAMPLES", "sm_utilisation", "ratio", 1e-2),), 1.0
+        ),
+        "PCIe link": Reading((_link,), 10.0),
+        "PCIe traffic": Reading((_pcie_counters, _pcie_throughput), 10.0),
+    }
+
+
+#: What a MIG instance tells; power, energy, clocks and utilisation belong to its GPU.
+INSTANCE_VALUES = ("memory_used_bytes", "memory_free_bytes", "memory_total_bytes")
+
+
+def instance_readings() -> dict[str, Reading]:
+    """Return every kind of reading of a MIG instance."""
+    return {"memory": Reading((_memory, _memory_of_old_drivers), 0.5)}

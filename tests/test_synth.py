@@ -1,0 +1,248 @@
+"""Synthetic models have the layers of a real size, say what they are, and are served as any other model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from embedded_server import embedded_server
+
+from ollamalab.client import OllamaClient
+from ollamalab.embedded.fetch import ensure_model
+from ollamalab.embedded.gguf_file import read_gguf
+from ollamalab.embedded.models import DEFAULT_MODEL, ModelStore, sha256_of
+from ollamalab.embedded.random_weights import QUANTS, draw_ahead, pieces
+from ollamalab.embedded.shapes import SHAPES, find_shape
+from ollamalab.embedded.synth import Recipe, synth_model, write_synthetic
+from ollamalab.errors import ModelError, SettingsError
+from ollamalab.protocol.names import parse_name
+from ollamalab.protocol.synthetic import is_synthetic
+
+TINY = SHAPES["tiny"]
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    return ensure_model(DEFAULT_MODEL, ModelStore()).path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "models")
+
+
+def command(*arguments: str, limit_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``ollamalab models synth``; with a limit on the size of any file it writes."""
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes},) * 2)\n"
+    script = (limit if limit_bytes else "") + "from ollamalab.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", script, "models", "synth", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_has_the_published_number_of_weights(name: str) -> None:
+    shape = SHAPES[name]
+    assert shape.parameters == pytest.approx(shape.published_parameters, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "quant", "gigabytes"),
+    [
+        ("7b", "q4_0", 4.43),
+        ("7b", "q8_0", 8.10),
+        ("7b", "f16", 15.2),
+        ("32b", "q4_0", 18.6),
+        ("72b", "q4_0", 41.2),
+    ],
+)
+def test_a_file_is_as_large_as_the_published_one(name: str, quant: str, gigabytes: float) -> None:
+    """Those of Qwen2.5-Instruct as GGUF."""
+    size_bytes = sum(row.size_bytes for row in Recipe(shape=SHAPES[name], quant=quant).rows())
+    assert size_bytes / 1e9 == pytest.approx(gigabytes, rel=0.04)
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_weights_are_random_around_zero_and_keep_states_finite(
+    tmp_path: Path, smollm2: Path, quant: str
+) -> None:
+    """As the reference reader decodes them: near 1/sqrt(inputs), norms 1, biases 0."""
+    path = write_synthetic(Recipe(shape=TINY, quant=quant), tmp_path / "t.gguf", tokenizer=smollm2).path
+    tensors = gguf.GGUFReader(path).tensors
+    assert [tensor.name for tensor in tensors] == [name for name, _ in TINY.tensors()]
+    for tensor in tensors:
+        weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        assert np.isfinite(weights).all()
+        if tensor.name.endswith(".bias"):
+            assert not weights.any()
+        elif "norm" in tensor.name:
+            assert (weights == 1).all()
+        else:
+            usual = 1 / np.sqrt(tensor.shape[0])
+            assert abs(weights.mean()) < 0.05 * usual
+            assert usual / 1.5 < weights.std() < usual * 1.5
+
+
+def test_a_file_says_what_it_is(store: ModelStore, smollm2: Path) -> None:
+    model, written = synth_model(Recipe(shape=TINY, quant="q4_0", seed=3), store, tokenizer=smollm2)
+    assert model.name.short == "synthetic:tiny-q4_0"
+    assert model.is_synthetic
+    assert "noise" in model.metadata.fields["general.description"]
+    assert model.metadata.fields["ollamalab.seed"] == 3
+    assert model.metadata.quantization_level == "Q4_0"
+    assert model.metadata.parameter_count == TINY.parameters
+    assert model.size_bytes == written.size_bytes == model.path.stat().st_size
+    assert model.digest == written.digest == sha256_of(model.path)
+    assert not ModelStore(extra=[smollm2]).find(smollm2.stem).is_synthetic
+
+
+def test_the_vocabulary_has_the_size_of_the_shape_and_no_token_twice(tmp_path: Path, smollm2: Path) -> None:
+    shape = find_shape("TINY")
+    wide = type(shape)(**{**vars(shape), "vocabulary": 60_000})
+    path = write_synthetic(Recipe(shape=wide, quant="q8_0"), tmp_path / "w.gguf", tokenizer=smollm2).path
+    written, source = (read_gguf(file, with_arrays=True).fields for file in (path, smollm2))
+    tokens = written["tokenizer.ggml.tokens"]
+    assert len(tokens) == len(set(tokens)) == len(written["tokenizer.ggml.token_type"]) == 60_000
+    assert tokens[:49_152] == source["tokenizer.ggml.tokens"]
+    own = {key for key in source if key.startswith("tokenizer.")} - {
+        "tokenizer.ggml.tokens",
+        "tokenizer.ggml.token_type",
+    }
+    assert {key: written[key] for key in own} == {key: source[key] for key in own}
+
+
+def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path: Path, smollm2: Path) -> None:
+    digests = [
+        write_synthetic(
+            Recipe(shape=TINY, quant="q4_0", seed=seed), tmp_path / f"{number}.gguf", tokenizer=smollm2
+        ).digest
+        for number, seed in enumerate((5, 5, 6))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_weights_do_not_depend_on_the_number_of_threads() -> None:
+    rows = Recipe(shape=TINY, quant="q8_0").rows()
+    one, four = (b"".join(d.tobytes() for d in draw_ahead(pieces(rows, 32), 1, threads=n)) for n in (1, 4))
+    assert one == four
+
+
+def test_a_large_shape_is_drawn_in_small_pieces_that_cover_it() -> None:
+    """So that memory does not grow with the model: 72B in pieces of 16 MiB at most."""
+    rows = Recipe(shape=SHAPES["72b"], quant="f16").rows()
+    sizes = [(piece.size_bytes, piece.padding_bytes) for piece in pieces(rows, 32)]
+    assert max(size for size, _ in sizes) <= 16 * 2**20
+    assert sum(size for size, _ in sizes) == sum(row.size_bytes for row in rows)
+
+
+def test_pieces_are_drawn_only_a_few_ahead() -> None:
+    """A slow disk is not outrun: with two threads, what is drawn waits at most three pieces long."""
+    rows = Recipe(shape=SHAPES["7b"], quant="q4_0").rows()[:3]
+    taken = 0
+
+    def counted() -> Iterator[object]:
+        nonlocal taken
+        for piece in pieces(rows, 32):
+            taken += 1
+            yield piece
+
+    drawn = draw_ahead(counted(), 0, threads=2)  # type: ignore[arg-type]
+    for number, _ in zip(range(4), drawn, strict=False):
+        assert taken <= number + 3
+    drawn.close()  # type: ignore[attr-defined]
+
+
+async def test_the_embedded_server_loads_a_tiny_model_and_says_that_it_is_synthetic(
+    tmp_path: Path, smollm2: Path
+) -> None:
+    """Its words are noise, but as many as asked for, also at temperature 0, and it shows its mark."""
+    file = tmp_path / "like-any-other.gguf"
+    write_synthetic(Recipe(shape=TINY, quant="q4_0"), file, tokenizer=smollm2)
+    async with (
+        embedded_server(tmp_path, "--model", str(file)) as server,
+        OllamaClient(server.url) as client,
+    ):
+        answer = await client.chat(
+            "like-any-other", "Hello there", options={"num_predict": 60, "temperature": 0}
+        )
+        assert answer.text
+        assert answer.record.output_tokens == 60
+        shown = await client.show("like-any-other")
+        assert is_synthetic(shown)
+        assert shown["model_info"]["qwen2.block_count"] == TINY.layers
+
+
+def test_the_command_writes_a_file_and_says_how_fast(tmp_path: Path, smollm2: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    done = command("--shape", "tiny", "--out", str(file))
+    assert done.returncode == 0
+    assert "MB/s to the disk" in done.stdout
+    assert f"tiny.gguf (synthetic) is at {file}" in done.stdout
+    assert read_gguf(file).fields["ollamalab.synthetic"] is True
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--shape", "8b"), "there is no shape '8b'; known are tiny, 7b, 14b, 32b, 72b"),
+        (("--shape", "tiny", "--quant", "q3"), "random weights can be q4_0, q8_0, f16, not 'q3'"),
+        (("--shape", "tiny", "--seed", "-1"), "--seed must be 0 to 4294967295, got -1"),
+        (("--shape", "tiny", "--name", "a", "--out", "b"), "leave out --name or --out"),
+        (("--shape", "tiny", "--name", "a b"), "'a b'"),
+        (("--shape", "tiny", "--name", "smollm2:135m"), "smollm2:135m exists already"),
+        (("--shape", "tiny", "--out", "/dev/null"), "/dev/null exists already"),
+        (("--shape", "tiny", "--out", "/nope/x.gguf"), "/nope/x.gguf"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments: tuple[str, ...], words: str, smollm2: Path) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("ollamalab: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+def test_too_little_room_is_refused_before_anything_is_written(
+    store: ModelStore, smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the bytes that are needed and those that are free."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 4_000_000_000}))
+    with pytest.raises(ModelError, match=r"needs 4561327\d\d\d bytes and .* has 4000000000 free"):
+        synth_model(Recipe(shape=SHAPES["7b"], quant="q4_0"), store, tokenizer=smollm2)
+    assert store.names() == []
+    assert not list(store.folder.glob(".partial-*"))
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing(tmp_path: Path, smollm2: Path) -> None:
+    """A limit on file sizes stands for the full disk."""
+    done = command("--shape", "tiny", "--out", str(tmp_path / "t.gguf"), limit_bytes=4_000_000)
+    assert done.returncode == 2
+    assert "free some space there" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_model_is_kept(store: ModelStore, smollm2: Path) -> None:
+    recipe = Recipe(shape=TINY, quant="q4_0")
+    first, _ = synth_model(recipe, store, tokenizer=smollm2, name=parse_name("mine:1"))
+    with pytest.raises(ModelError, match="mine:1 exists already"):
+        synth_model(recipe, store, tokenizer=smollm2, name=parse_name("mine:1"))
+    assert store.find("mine:1") == first
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path, smollm2: Path) -> None:
+    narrow = type(TINY)(**{**vars(TINY), "vocabulary": 100})
+    with pytest.raises(ModelError, match="vocabulary of 49152 tokens"):
+        write_synthetic(Recipe(shape=narrow, quant="q4_0"), tmp_path / "x.gguf", tokenizer=smollm2)
+    with pytest.raises(SettingsError, match="no shape"):
+        find_shape("huge")
