@@ -256,7 +256,6 @@ def is_at_rest(cluster: Cluster) -> bool:
     """Return whether nothing is booked anywhere."""
     return all(
         member.view.in_flight == 0
-        and member.idle.is_set()
         and not member.waiting
         and all(model.in_flight == 0 and model.booked_tokens == 0.0 for model in member.view.models.values())
         for member in cluster.members

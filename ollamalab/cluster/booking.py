@@ -80,7 +80,6 @@ class Booking:
         self._begun_s: float | None = None
         self._has_broken = self._is_judged = self._is_released = False
         member.requests += 1
-        member.idle.clear()
         member.view.in_flight += 1
         replica.view.in_flight += 1
         replica.view.booked_tokens += tokens
@@ -88,6 +87,11 @@ class Booking:
         self._is_trial = replica.breaker.sent(now_s)
         if self._is_trial:
             roster.changed()  # nobody else goes there until it is known how this ends
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the model is known to be loaded at the member."""
+        return self._replica.view.is_resident
 
     def answering(self) -> None:
         """Say that a good answer has begun."""
@@ -114,9 +118,10 @@ class Booking:
         self._has_broken = state is State.FAILED
         view.in_flight -= 1
         view.booked_tokens = view.booked_tokens - self._tokens if view.in_flight else 0.0
-        self.member.view.in_flight -= 1
-        if not self.member.view.in_flight:
-            self.member.idle.set()
+        member = self.member
+        member.view.in_flight -= 1
+        if member.is_leaving and not member.view.in_flight:
+            member.idle.set()
         told = work if state is State.COMPLETED else None
         if self._visit is not None:
             self._visit.ended(None if told is None else told.load_s)
@@ -136,6 +141,10 @@ class Booking:
             return
         self._is_judged = True
         breaker = self._replica.breaker
+        if verdict is Verdict.ANSWERED:
+            if breaker.succeeded(self._sent_s):
+                self._roster.changed()
+            return
         if verdict is None or verdict in (Verdict.BUSY, Verdict.UNREACHED):  # the member's, not the model's
             has_changed = self._is_trial
             if self._is_trial:

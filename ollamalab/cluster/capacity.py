@@ -14,12 +14,14 @@ class Journey:
 
     Attributes:
         booking: Where it went last; None while it is on its way.
+        is_answered: Whether its answer has come whole, so that its end here is its end there.
     """
 
-    __slots__ = ("booking",)
+    __slots__ = ("booking", "is_answered")
 
     def __init__(self) -> None:
         self.booking: Booking | None = None
+        self.is_answered = False
 
     def begun(self, now_s: float) -> None:  # noqa: ARG002 - bookings have the clock of their cluster
         """A stream has given its first bytes."""
@@ -30,6 +32,8 @@ class Journey:
         """The body has come to its end, or the request to another."""
         if self.booking is not None:
             self.booking.release(state, work)
+            if self.is_answered:
+                self.booking.left(None)
 
 
 class ClusterCapacity:

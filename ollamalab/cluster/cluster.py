@@ -24,10 +24,10 @@ from ollamalab.cluster.verdict import Verdict, retry_after_s, verdict_of_error, 
 from ollamalab.cluster.visits import Visits
 from ollamalab.cluster.watch import Watch
 from ollamalab.errors import NoUpstream, UpstreamError, UpstreamUnavailable
-from ollamalab.protocol.calls import Call, call_of, named
+from ollamalab.protocol.calls import UPSTREAM_HEADER, Call, named
 from ollamalab.protocol.endpoints import Kind
-from ollamalab.protocol.upstream import Reply, Request, Upstream
-from ollamalab.queueing import MeteredReply, State
+from ollamalab.protocol.upstream import Reply, Request, Upstream, whole_of
+from ollamalab.queueing import MeteredReply, State, metered
 from ollamalab.routing import (
     Candidates,
     ModelAware,
@@ -153,7 +153,7 @@ class Cluster:
             if member not in self._watchers:
                 self._begin_to_watch(member)
         for member in gone:
-            member.is_leaving = True
+            member.leave()
             self._watchers.pop(member).cancel()
             self._farewells[member] = asyncio.get_running_loop().create_task(self._see_off(member))
 
@@ -166,7 +166,8 @@ class Cluster:
             RequestRefused: 400 for a change of models with several members; what ``named`` refuses.
         """
         request = named(request)
-        call = call_of(request)
+        call = request.call
+        assert call is not None
         self._requests += 1
         if call.endpoint.names_model:
             return await self._send(request, call, call.model_key)
@@ -209,8 +210,8 @@ class Cluster:
             call: What it means.
             key: The model that its member must have; "" for any member.
         """
-        began_s = self._clock()
-        journey = call.passage if isinstance(call.passage, Journey) else None
+        began_s, passage = self._clock(), call.passage
+        journey = passage if isinstance(passage, Journey) else None
         tokens = self._expected_tokens(call)
         tried: list[Member] = []
         self._budget.note_request()
@@ -228,17 +229,26 @@ class Cluster:
                 journey.booking = booking
             call.ledger["route"] = self._clock() - began_s
             try:
-                reply = await self._attempt(booking, request)
+                if len(self._roster.members) == 1:  # nowhere else to wait
+                    reply = await member.upstream.send(request)
+                else:
+                    reply = await self._send_while_up(booking, request)
             except UpstreamError as error:
+                booking.release(State.FAILED)
                 verdict = verdict_of_error(error)
                 self._note_failure(verdict, booking)
                 others = await self._others(verdict, key, tried)
                 if not others:
                     raise self._final(error, tried) from error
+            except BaseException as error:
+                is_gone = isinstance(error, asyncio.CancelledError)
+                booking.release(State.CANCELLED if is_gone else State.FAILED)
+                booking.judge(None)
+                raise
             else:
                 verdict = verdict_of_status(reply.status)
                 if verdict is Verdict.ANSWERED:
-                    return self._answer(reply, call, booking)
+                    return self._answer(reply, call, booking, journey)
                 refusal = RoutedReply(reply, booking)
                 async with _left_on_error(refusal):
                     self._note_refusal(verdict, booking, reply)
@@ -250,25 +260,16 @@ class Cluster:
             self._failovers += 1
             candidates = Candidates.among((other.view for other in others), key)
 
-    async def _attempt(self, booking: Booking, request: Request) -> Reply:
-        """Send a request to the member where it is booked; the booking ends if no reply comes."""
+    async def _send_while_up(self, booking: Booking, request: Request) -> Reply:
+        """Send a request to the member where it is booked, but do not wait there once it goes silent."""
         member = booking.member
         try:
-            if len(self._roster.members) == 1:  # nowhere else to wait
-                return await member.upstream.send(request)
-            async with asyncio.timeout(None) as booking.scope:  # cut short if the member goes silent
+            async with asyncio.timeout(None) as booking.scope:
                 member.waiting.add(booking)
                 return await member.upstream.send(request)
         except TimeoutError as error:
-            booking.release(State.FAILED)
             text = f"{member.name} has gone silent with a request waiting there"
             raise UpstreamUnavailable(text) from error
-        except BaseException as error:
-            is_gone = isinstance(error, asyncio.CancelledError)
-            booking.release(State.CANCELLED if is_gone else State.FAILED)
-            if not isinstance(error, UpstreamError):
-                booking.judge(None)
-            raise
         finally:
             member.waiting.discard(booking)
 
@@ -309,21 +310,35 @@ class Cluster:
                 return []
         return others
 
-    def _answer(self, reply: Reply, call: Call, booking: Booking) -> Reply:
-        """Return an answer on its way to the client."""
-        routed = RoutedReply(reply, booking)
+    def _answer(self, reply: Reply, call: Call, booking: Booking, journey: Journey | None) -> Reply:
+        """Return an answer on its way to the client.
+
+        One that has come whole needs nobody to watch it: its booking ends now, or with its place in the
+        queue.
+        """
+        member, endpoint = booking.member, call.endpoint
+        is_whole = not call.is_stream and whole_of(reply) is not None
         if reply.status != _OK:
             booking.judge(Verdict.ANSWERED)
-            return routed
-        booking.member.health.accepted(self._clock())
-        if call.endpoint.names_model:
-            member = booking.member
-            if self._roster.set_resident(member, booking.key, is_resident=True):
-                self._watch.loaded(member)
-            booking.answering()
-        if call.endpoint.kind is not Kind.GENERATION or isinstance(call.passage, Journey):
-            return routed
-        return MeteredReply(routed, call, booking)
+        else:
+            member.health.accepted(self._clock())
+            if endpoint.names_model:
+                if not booking.is_resident:
+                    self._roster.set_resident(member, booking.key, is_resident=True)
+                    self._watch.loaded(member)
+                booking.answering()
+        is_metered = endpoint.kind is Kind.GENERATION and journey is None and reply.status == _OK
+        if not is_whole:
+            routed = RoutedReply(reply, booking)
+            return MeteredReply(routed, call, booking) if is_metered else routed
+        reply.headers[UPSTREAM_HEADER] = member.name
+        if journey is not None:
+            journey.is_answered = True
+            return reply
+        if is_metered:
+            metered(reply, call, booking)
+        booking.left(None)
+        return reply
 
     def _note_failure(self, verdict: Verdict, booking: Booking) -> None:
         booking.judge(verdict)

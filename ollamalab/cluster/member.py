@@ -35,14 +35,14 @@ class Member:
         listed_s: When it was last asked for that; -inf if never.
         listing: Held while it is asked.
         waiting: Requests sent there that have no first byte yet.
-        is_leaving: Whether it only finishes what is under way.
+        is_leaving: Whether it only finishes what is under way; see ``leave``.
         requests: Sent there for clients, those included that then moved on.
         moved: Of these, sent to another member afterwards.
         failures: Requests without a good answer, by kind (``Verdict``).
         probes: Looks at it.
         failed_probes: Of these, without an answer.
         look: Set to look at it now.
-        idle: Set while nothing is under way there.
+        idle: Set once it is leaving and nothing is under way there any more.
     """
 
     def __init__(
@@ -73,7 +73,12 @@ class Member:
         self.failed_probes = 0
         self.look = asyncio.Event()
         self.idle = asyncio.Event()
-        self.idle.set()
+
+    def leave(self) -> None:
+        """Take nothing new from now on."""
+        self.is_leaving = True
+        if not self.view.in_flight:
+            self.idle.set()
 
 
 def as_member(upstream: Member | Upstream) -> Member:

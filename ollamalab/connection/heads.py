@@ -18,6 +18,8 @@ HOP_HEADERS = frozenset(
 #: Ours to say towards a server: Ollama answers 403 to a foreign Host, and a client's framing is not ours.
 _OURS = HOP_HEADERS | {"content-length", "expect", "host"}
 
+_KEPT_BLOCKS = 64  # the server limits a head to 64 KiB
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _METHODS_WITH_BODY = frozenset(("POST", "PUT", "PATCH"))  # of length 0 where there is none
 _REQUEST_LINE = re.compile(r"[A-Z]+ /[!-~]*")
@@ -44,6 +46,7 @@ class RequestHeads:
         self._base_path = parts.path
         self._fixed = [f"host: {host}", *(f"{name}: {value}" for name, value in own.items())]
         self._skipped = _OURS | own.keys()
+        self._block_of = lru_cache(maxsize=_KEPT_BLOCKS)(self._written)
         self.head_of(Request(method="GET", path="/"))  # so that a bad header of ours shows now
 
     def head_of(self, request: Request) -> bytes:
@@ -52,24 +55,32 @@ class RequestHeads:
         Raises:
             SettingsError: A method, path or header that HTTP cannot carry, such as one with a line break.
         """
-        line = f"{request.method} {self._base_path}{request.path}"
+        block = self._block_of(
+            request.method, request.path, tuple(request.headers.items()), bool(request.body)
+        )
+        if request.body:
+            return b"%bcontent-length: %d\r\n\r\n" % (block, len(request.body))
+        return block + b"\r\n"
+
+    def _written(self, method: str, path: str, headers: tuple[tuple[str, str], ...], has_body: bool) -> bytes:
+        """Return a head without its length and its last line; clients send the same ones over and over."""
+        line = f"{method} {self._base_path}{path}"
         if not _REQUEST_LINE.fullmatch(line):
             raise SettingsError(f"{line!r} cannot be asked over HTTP; percent-encode what is not ASCII")
-        fields = {_field_name(name): value for name, value in request.headers.items()}
+        fields = {_field_name(name): value for name, value in headers}
         skipped = self._skipped
         if "connection" in fields:  # it names further fields of that hop
             skipped = skipped | {name.strip().lower() for name in fields["connection"].split(",")}
         lines = [f"{line} HTTP/1.1", *self._fixed]
         lines += [f"{name}: {value}" for name, value in fields.items() if name not in skipped]
-        if body := request.body:
+        if has_body:
             if "content-type" not in fields and "content-type" not in self._skipped:
                 lines.append("content-type: application/json")
-            lines.append(f"content-length: {len(body)}")
-        elif request.method in _METHODS_WITH_BODY:
+        elif method in _METHODS_WITH_BODY:
             lines.append("content-length: 0")
-        head = "\r\n".join(lines) + "\r\n\r\n"
-        what = f"a header of {request.method} {request.path}"
-        if not head.count("\n") == head.count("\r") == len(lines) + 1 or "\0" in head:
+        head = "\r\n".join(lines) + "\r\n"
+        what = f"a header of {method} {path}"
+        if not head.count("\n") == head.count("\r") == len(lines) or "\0" in head:
             raise SettingsError(f"{what} has a line break or a zero byte in it; leave it out")
         try:
             return head.encode("latin-1")  # as our server reads them, so that bytes pass unchanged

@@ -174,7 +174,7 @@ class HttpReply:
         call.rest_until_s = 0.0
         if rest_s <= 0:
             return
-        timer = asyncio.get_running_loop().call_later(rest_s, self._end_rest)
+        timer = self._wire.loop.call_later(rest_s, self._end_rest)
         self._is_resting = True
         try:
             await self._news()
@@ -193,7 +193,7 @@ class HttpReply:
 
     async def _news(self) -> None:
         """Wait for the wire to say that there is something new."""
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._wire.loop.create_future()
         self.waiting_since_s = time.perf_counter()
         try:
             await self._waiter

@@ -53,6 +53,7 @@ class Wire(asyncio.Protocol):
         progress_timeout_s: Longest wait of a reader for a byte.
 
     Attributes:
+        loop: The one it lives on.
         connected_s: When it stood, TLS included; ``time.perf_counter``.
         is_used: Whether an exchange has begun on it.
         is_paused: Whether it reads no further because the reader of the reply lags.
@@ -62,6 +63,7 @@ class Wire(asyncio.Protocol):
     def __init__(self, keeper: Keeper, blame: Blame, progress_timeout_s: float) -> None:
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append
+        self.loop = asyncio.get_running_loop()
         self.connected_s = 0.0
         self.is_used = False
         self.is_paused = False
@@ -273,7 +275,7 @@ class Wire(asyncio.Protocol):
     # A timer per connection, not per wait: it looks now and then whether it has been too long.
 
     def _watch(self, in_s: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(in_s, self._check_progress)
+        self._timer = self.loop.call_later(in_s, self._check_progress)
 
     def _check_progress(self) -> None:
         """Fail the reply whose reader has waited too long, or look again when that could be."""

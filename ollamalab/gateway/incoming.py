@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from dataclasses import dataclass
+from functools import lru_cache
 
+import msgspec
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from ollamalab.errors import RequestRefused
@@ -26,8 +27,7 @@ _VERSION_REASONS = ("Invalid HTTP version", "Pause on PRI/Upgrade")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?([^/?#]*)(.*)", re.DOTALL)
 
 
-@dataclass(slots=True)
-class Incoming:
+class Incoming(msgspec.Struct):
     """One request, its body read to the end.
 
     Attributes:
@@ -177,7 +177,7 @@ class RequestReader:
             raise RequestRefused(_HEADERS_TOO_LARGE, f"the request has more than {limit} headers")
         if self.has_head:
             return  # a trailer
-        key, text = name.decode("ascii").lower(), value.decode("latin-1").rstrip(" \t")
+        key, text = _field(name, value) if len(value) <= _SHORT_BYTES else _field_of(name, value)
         if key not in self._headers:
             self._headers[key] = text
         elif key == "host":
@@ -305,6 +305,15 @@ class RequestReader:
     def _body_too_large(self) -> RequestRefused:
         limit = self._limits.max_body_bytes
         return RequestRefused(_TOO_LARGE, f"the request's body has more than {limit} bytes")
+
+
+def _field_of(name: bytes, value: bytes) -> tuple[str, str]:
+    return name.decode("ascii").lower(), value.decode("latin-1").rstrip(" \t")
+
+
+#: A client sends mostly the same headers, and clients of a kind do.
+_field = lru_cache(maxsize=1024)(_field_of)
+_SHORT_BYTES = 256
 
 
 def _refusal(error: HttpParserError) -> RequestRefused:

@@ -68,7 +68,8 @@ class Residents:
 
 
 def _load_options(call: Call) -> tuple[Any, ...]:
-    return load_options(call.options), call.fields.get("shift")
+    options = call.options
+    return load_options(options) if options else {}, call.fields.get("shift")
 
 
 class Progress:
@@ -107,6 +108,7 @@ class Progress:
         self._residents = Residents()
         self._waits: set[_Wait] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def send(self, request: Request) -> Reply:
         """Send one request; return when status and headers are there.
@@ -120,8 +122,8 @@ class Progress:
         if call.endpoint.names_model:
             wait.may_load = True
             wait.limit_s = min(wait.limit_s, self._load_timeout_s)
-        self._add(wait)
-        wait.begin(self._clock())
+        loop = self._add(wait)
+        wait.begin(self._clock(), loop)
         try:
             reply = await self._upstream.send(request)
         except BaseException as error:
@@ -145,7 +147,7 @@ class Progress:
     async def chunks(self, reply: Reply, wait: _Wait) -> AsyncIterator[bytes]:
         """Give the body of a reply, as long as it goes on."""
         clock = self._clock
-        wait.begin(clock())
+        wait.begin(clock(), self._loop)
         try:
             async for chunk in reply.chunks():
                 wait.since_s = None  # from here on the reader is to be waited for
@@ -162,23 +164,26 @@ class Progress:
         """Watch a reply no longer."""
         self._waits.discard(wait)
 
-    def _add(self, wait: _Wait) -> None:
+    def _add(self, wait: _Wait) -> asyncio.AbstractEventLoop:
+        """Watch a wait; return the loop on which."""
         self._waits.add(wait)
-        if self._timer is None:
-            self._set_timer()
+        if self._timer is None or self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._set_timer(self._loop)
+        return self._loop
 
-    def _set_timer(self) -> None:
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         interval_s = min(_SWEEP_INTERVAL_S, self._request_timeout_s / 4, self._load_timeout_s / 4)
-        self._timer = asyncio.get_running_loop().call_later(interval_s, self._sweep)
+        self._timer = loop.call_later(interval_s, self._sweep, loop)
 
-    def _sweep(self) -> None:
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look at every wait; look again later if there are any."""
         self._timer = None
         now_s = self._clock()
         for wait in list(self._waits):
             self._check(wait, now_s)
         if self._waits:
-            self._set_timer()
+            self._set_timer(loop)
 
     def _check(self, wait: _Wait, now_s: float) -> None:
         if wait.since_s is None or now_s - wait.since_s < wait.limit_s:
@@ -250,9 +255,9 @@ class _Wait:
         self._task: asyncio.Task[Any] | None = None
         self._is_given_up = False
 
-    def begin(self, now_s: float) -> None:
-        """The current task waits from now on."""
-        self._task = asyncio.current_task()
+    def begin(self, now_s: float, loop: asyncio.AbstractEventLoop | None) -> None:
+        """The current task waits from now on; to name its loop saves looking for it."""
+        self._task = asyncio.current_task(loop)
         self.since_s = now_s
 
     def give_up(self) -> None:

@@ -96,13 +96,15 @@ class Relay:
         """Add what the gateway says on inference replies, its own errors included."""
         if not call.endpoint.names_model:
             return
-        ledger = call.ledger
+        timing = ""
         if CACHE_HEADER not in headers:
             headers[CACHE_HEADER] = call.cache_outcome or self._no_cache_word
-        headers.setdefault(QUEUE_HEADER, f"{ledger.get('queue', 0.0) * 1000:.1f}")
+        if QUEUE_HEADER not in headers:
+            headers[QUEUE_HEADER] = f"{call.ledger.get('queue', 0.0) * 1000:.1f}"
+        for part, seconds in call.ledger.items():
+            timing += f"{part};dur={seconds * 1000:.2f}, "
         total_s = time.perf_counter() - exchange.incoming.received_s
-        parts = [*ledger.items(), ("total", total_s)]
-        headers[TIMING_HEADER] = ", ".join(f"{part};dur={seconds * 1000:.2f}" for part, seconds in parts)
+        headers[TIMING_HEADER] = f"{timing}total;dur={total_s * 1000:.2f}"
 
 
 def fail(

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 
 from ollamalab.gateway.served import Served
 
@@ -51,8 +51,8 @@ class Traffic:
     def __init__(self, *, logs_requests: bool = False) -> None:
         self.requests: Counter[tuple[str, str, str]] = Counter()
         self.body_bytes = 0
-        self.first_byte: dict[str, Histogram] = {}
-        self.e2e: dict[str, Histogram] = {}
+        self.first_byte: defaultdict[str, Histogram] = defaultdict(Histogram)
+        self.e2e: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.queue_wait = Histogram()
         self._logs_requests = logs_requests
 
@@ -64,8 +64,8 @@ class Traffic:
         if served.cache is None:
             return
         if served.first_byte_s is not None:
-            self.first_byte.setdefault(served.cache, Histogram()).add(served.first_byte_s)
-        self.e2e.setdefault(served.cache, Histogram()).add(served.e2e_s)
+            self.first_byte[served.cache].add(served.first_byte_s)
+        self.e2e[served.cache].add(served.e2e_s)
         if served.queue_s is not None:
             self.queue_wait.add(served.queue_s)
         if self._logs_requests:

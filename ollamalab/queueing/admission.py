@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from ollamalab.errors import OllamaLabError, QueueFull, ShareExceeded, WaitTimeout
 from ollamalab.protocol.bodies import SERVER_BUSY
@@ -24,8 +25,7 @@ from ollamalab.queueing.ticket import State, Ticket
 from ollamalab.settings.queueing import QueueSettings
 
 
-@dataclass(kw_only=True, slots=True)
-class Applicant:
+class Applicant(msgspec.Struct, kw_only=True):
     """A request that wants a place.
 
     Attributes:

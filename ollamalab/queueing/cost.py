@@ -6,15 +6,15 @@ al., OSDI 2024): prompts are read many tokens at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 from ollamalab.protocol.calls import Call
 
 PROMPT_WEIGHT = 0.5
 
 #: Of English text; enough for a booking that the true count replaces.
 _CHARACTERS_PER_TOKEN = 4.0
+
+#: Fields that are text of the prompt, beside the messages.
+_TEXTS = ("prompt", "suffix", "system")
 
 #: Booked for an answer while nothing is known of its lane.
 _USUAL_OUTPUT_TOKENS = 128.0
@@ -27,7 +27,22 @@ def cost_tokens(prompt_tokens: float, output_tokens: float) -> float:
 
 def expected_prompt_tokens(call: Call) -> float:
     """Return about how many tokens a request's text has; images count for nothing."""
-    return sum(map(len, _texts(call.fields))) / _CHARACTERS_PER_TOKEN
+    fields = call.fields
+    characters = 0
+    for name in _TEXTS:
+        if name in fields:
+            characters += _characters(fields[name])
+    messages = fields.get("messages")
+    if messages is None:  # /v1/responses has other names for it
+        characters += _characters(fields.get("instructions"))
+        messages = fields.get("input")
+        if isinstance(messages, str):
+            characters += len(messages)
+    if isinstance(messages, list):
+        for message in messages:
+            if isinstance(message, dict):
+                characters += _characters(message.get("content"))
+    return characters / _CHARACTERS_PER_TOKEN
 
 
 def expected_output_tokens(call: Call, usual: float | None) -> float:
@@ -42,30 +57,11 @@ def expected_output_tokens(call: Call, usual: float | None) -> float:
     return expected if most is None else min(expected, most)
 
 
-def _texts(fields: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("prompt", "suffix", "system"):
-        if name in fields:
-            yield from _parts(fields[name])
-    messages = fields.get("messages")
-    if messages is None:  # /v1/responses has other names for it
-        yield from _parts(fields.get("instructions"))
-        messages = fields.get("input")
-        if isinstance(messages, str):
-            yield messages
-    for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, str):
-            yield content
-        else:
-            yield from _parts(content)
-
-
-def _parts(content: object) -> Iterator[str]:
-    """Give the text of a content that ``/v1`` may cut into parts."""
+def _characters(content: object) -> int:
+    """Return how long a content is that ``/v1`` may cut into parts."""
     if isinstance(content, str):
-        yield content
-    elif isinstance(content, list):
-        for part in content:
-            text = part.get("text") if isinstance(part, dict) else None
-            if isinstance(text, str):
-                yield text
+        return len(content)
+    if not isinstance(content, list):
+        return 0
+    texts = (part.get("text") for part in content if isinstance(part, dict))
+    return sum(len(text) for text in texts if isinstance(text, str))

@@ -11,7 +11,7 @@ import json
 import msgspec
 
 from ollamalab.protocol.endpoints import Endpoint
-from ollamalab.queueing.work import Meter, Work
+from ollamalab.queueing.work import Meter, Work, work_of_whole
 
 #: From the end of a stream: enough for its usage and what follows it.
 _END_BYTES = 4096
@@ -54,7 +54,7 @@ class EventMeter(Meter):
     def whole(self) -> Work | None:
         """Return what the answer took, at its body's end; None if the answer is not whole."""
         if self._tail is None:
-            return _of_answer(b"".join(self._chunks))
+            return _of_events(b"".join(self._chunks))
         if not self._tail.is_whole:
             return None
         return _of_usage(self._end) or self.so_far()
@@ -70,7 +70,12 @@ def meter_of(endpoint: Endpoint, *, is_stream: bool) -> Meter:
     return Meter(is_stream=is_stream, is_openai=endpoint.is_openai)
 
 
-def _of_answer(body: bytes) -> Work | None:
+def work_of_answer(body: bytes, endpoint: Endpoint) -> Work | None:
+    """Return what an unstreamed answer of an endpoint took; None if it is not whole."""
+    return _of_events(body) if endpoint.names_events else work_of_whole(body, is_openai=endpoint.is_openai)
+
+
+def _of_events(body: bytes) -> Work | None:
     try:
         answer = msgspec.json.decode(body, type=_Answer)
     except (msgspec.MsgspecError, UnicodeDecodeError):

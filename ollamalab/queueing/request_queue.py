@@ -18,10 +18,10 @@ from ollamalab.protocol.upstream import Reply, Request, Upstream, whole_of
 from ollamalab.queueing.admission import Admission, Applicant
 from ollamalab.queueing.capacity import Capacity, Passage, capacity_of
 from ollamalab.queueing.cost import cost_tokens, expected_output_tokens, expected_prompt_tokens
-from ollamalab.queueing.event_meter import meter_of
+from ollamalab.queueing.event_meter import meter_of, work_of_answer
 from ollamalab.queueing.tally import QueueStatistics
 from ollamalab.queueing.ticket import State, Ticket
-from ollamalab.queueing.work import NO_WORK, Work
+from ollamalab.queueing.work import NO_WORK, NOTHING_TOLD, Work
 from ollamalab.settings.queueing import QueueSettings
 
 _OK = 200
@@ -64,6 +64,7 @@ class RequestQueue:
         admission, lane = self._admission, call.model_key
         prompt_tokens = expected_prompt_tokens(call)
         output_tokens = expected_output_tokens(call, admission.history.output_tokens(lane))
+        now_s = self._clock()
         ticket, moved = admission.arrive(
             Applicant(
                 lane=lane,
@@ -72,12 +73,13 @@ class RequestQueue:
                 deadline_s=call.deadline_s,
                 cost_tokens=cost_tokens(prompt_tokens, output_tokens),
             ),
-            self._clock(),
+            now_s,
         )
-        self._wake(moved)
+        if moved:
+            self._wake(moved)
         if ticket.state is State.WAITING:
             await self._wait(ticket)
-        now_s = self._clock()
+            now_s = self._clock()
         call.ledger["queue"] = now_s - ticket.arrived_s
         if ticket.state is not State.ACTIVE:
             raise admission.refusal(ticket, now_s)
@@ -256,12 +258,22 @@ def metered(reply: Reply, call: Call, place: Place) -> Reply:
         call: What it answers.
         place: Is told what the answer took.
     """
-    keeper = MeteredReply(reply, call, place)
     body = None if call.is_stream else whole_of(reply)
     if body is None:
-        return keeper
-    keeper.end(body)
+        return MeteredReply(reply, call, place)
+    work = work_of_answer(body, call.endpoint) if reply.status == _OK else None
+    _conclude(place, work, reply.status, NOTHING_TOLD)
     return reply
+
+
+def _conclude(place: Place, work: Work | None, status: int, so_far: Work) -> None:
+    """Give a place back after the end of a body; without ``work`` the answer is not whole."""
+    if status != _OK:
+        place.release(State.FAILED, NO_WORK)
+    elif work is None:
+        place.release(State.FAILED, so_far)
+    else:
+        place.release(State.COMPLETED, work)
 
 
 class MeteredReply:
@@ -303,17 +315,7 @@ class MeteredReply:
         except Exception:
             self._place.release(State.FAILED, self._meter.so_far())
             raise
-        self.end()
-
-    def end(self, last: bytes = b"") -> None:
-        """Give the place back, now that the body has ended, with these bytes if they were not given."""
-        if last:
-            self._meter.feed(last)
-        work = self._meter.whole() if self.status == _OK else NO_WORK
-        if work is None:
-            self._place.release(State.FAILED, self._meter.so_far())
-        else:
-            self._place.release(State.COMPLETED if self.status == _OK else State.FAILED, work)
+        _conclude(self._place, self._meter.whole(), self.status, self._meter.so_far())
 
     async def __aenter__(self) -> Self:
         await self._reply.__aenter__()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 
 class State(StrEnum):
@@ -20,8 +21,7 @@ class State(StrEnum):
     CANCELLED = "cancelled"  #: the client went away, waiting or served
 
 
-@dataclass(eq=False, kw_only=True, slots=True)
-class Ticket:
+class Ticket(msgspec.Struct, eq=False, kw_only=True):
     """One request in the queue; moments share one monotonic clock.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -11,8 +10,7 @@ from ollamalab.protocol.durations import NS_PER_S
 from ollamalab.protocol.lines import StreamTail
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True, kw_only=True):
     """What an answer took, as far as it tells.
 
     Attributes:
@@ -35,6 +33,9 @@ class Work:
 
 #: Of a request that got nothing but an error.
 NO_WORK = Work(output_tokens=0, prompt_tokens=0)
+
+#: Of a request whose answer says nothing of it.
+NOTHING_TOLD = Work()
 
 
 class _Final(msgspec.Struct):
@@ -87,13 +88,12 @@ class Meter:
 
     def so_far(self) -> Work:
         """Return what an answer took that broke off: of a stream, about a token a line."""
-        return Work() if self._tail is None else Work(output_tokens=self._lines())
+        return NOTHING_TOLD if self._tail is None else Work(output_tokens=self._lines())
 
     def whole(self) -> Work | None:
         """Return what the answer took, at its body's end; None if the answer is not whole."""
         if self._tail is None:
-            body = b"".join(self._chunks)
-            return _of_completion(body) if self._is_openai else _of_final(body)
+            return work_of_whole(b"".join(self._chunks), is_openai=self._is_openai)
         if not self._is_openai:
             return _of_final(self._tail.final())
         return self.so_far() if self._tail.is_whole else None
@@ -103,6 +103,11 @@ class Meter:
         if self._is_openai:
             return max(0, self._newlines // 2 - 2)  # the reason to finish and [DONE]
         return max(0, self._newlines - 1)
+
+
+def work_of_whole(body: bytes, *, is_openai: bool) -> Work | None:
+    """Return what an unstreamed answer took; None if it is not whole."""
+    return _of_completion(body) if is_openai else _of_final(body)
 
 
 def _of_final(said: bytes | dict[str, Any] | None) -> Work | None:
