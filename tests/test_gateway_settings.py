@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ollamalab.errors import SettingsError
 from ollamalab.settings import BatchSettings, GatewaySettings, UpstreamSettings
-from ollamalab.settings.files import gateway_keys, gateway_settings, parse_upstream
+from ollamalab.settings.files import changed_keys, gateway_keys, gateway_settings, parse_upstream
 from ollamalab.settings.values import read_bytes, read_seconds
 
 ONE = {"upstream": ["http://127.0.0.1:11434"]}
@@ -222,3 +223,17 @@ def test_durations_are_read_with_their_units(text: object, seconds: float):
 def test_every_key_can_be_written_with_dashes(tmp_path: Path):
     assert all(key == key.lower() and "-" not in key for key in gateway_keys())
     assert gateway_settings(yaml_file(tmp_path, "upstream: h\nmax-queue: 7\n")).queue.max_queue == 7
+
+
+def test_keys_that_differ_are_named_as_the_file_has_them():
+    before = gateway_settings(options={"upstream": ["a"], "cache": "memory"})
+    after = gateway_settings(
+        options={"upstream": ["a", "b"], "cache": "memory", "cache_ttl": "5m", "warm": ["m"], "admin": True}
+    )
+    assert changed_keys(before, before) == changed_keys(before, replace(before)) == ()
+    assert changed_keys(before, after) == ("upstream", "warm", "admin")  # 5m is the default
+    assert changed_keys(before, replace(after, port=1, upstreams=before.upstreams)) == (
+        "port",
+        "warm",
+        "admin",
+    )

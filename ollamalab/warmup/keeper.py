@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ollamalab.protocol.calls import Call
 from ollamalab.protocol.loaded import LoadedModel
@@ -66,11 +66,19 @@ class Keeper:
 
     def __init__(self, settings: WarmupSettings) -> None:
         self.models: dict[str, Warmth] = {}
-        self._controller = Controller(settings)
         self._room = Room()
         self._listed: tuple[LoadedModel, ...] = ()
-        self._wanted = {parse_name(name).key: name for name in settings.models}
-        self.restarted()
+        self._wanted: dict[str, str] = {}
+        self.take(settings)
+
+    def take(self, settings: WarmupSettings) -> None:
+        """Go by other settings from now on; what they want that the old ones did not is to be loaded."""
+        before, self._wanted = self._wanted, {parse_name(name).key: name for name in settings.models}
+        self._controller = Controller(settings)
+        for key in before.keys() - self._wanted.keys():
+            if key in self.models:
+                self.models[key].is_due = False
+        self._want(self._wanted.keys() - before.keys())
 
     def begun(self, call: Call, clock: Callable[[], float]) -> Visit:
         """Take note of a request that is sent to this upstream; its ``ended`` is to be called.
@@ -86,8 +94,7 @@ class Keeper:
 
     def restarted(self) -> None:
         """The upstream has come, or come back: what is wanted in any case is to be loaded."""
-        for key, name in self._wanted.items():
-            self.models.setdefault(key, Warmth(Preload(model=name))).is_due = True
+        self._want(self._wanted)
 
     def listed(
         self, asked_s: float, listed: Sequence[LoadedModel], expires_s: Mapping[str, float | None]
@@ -123,6 +130,10 @@ class Keeper:
     def step_ended(self, decision: Decision, now_s: float, *, took_s: float | None) -> None:
         """Take note that it is done, or None that it failed."""
         self.models[decision.key].step_ended(now_s, took_s)
+
+    def _want(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.models.setdefault(key, Warmth(Preload(model=self._wanted[key]))).is_due = True
 
     def pause_s(self, now_s: float, poll_s: float) -> float:
         """Return how long nothing has to be looked at.
