@@ -79,7 +79,7 @@ def _show(opened: ExitStack) -> Show:
     console = Console(highlight=False)
     if console.is_terminal:
         live = opened.enter_context(Live(console=console, auto_refresh=False, vertical_overflow="crop"))
-        return lambda board, page: live.update(picture(board, page=page), refresh=True)
+        return lambda board, page: live.update(picture(board, page=page, width=console.width), refresh=True)
 
     announced: list[str] = []
 

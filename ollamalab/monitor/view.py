@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 
 from rich.console import Group, RenderableType
@@ -14,24 +15,26 @@ from ollamalab.monitor import words
 from ollamalab.monitor.board import Board, GpuState, fresh
 from ollamalab.monitor.server_state import ServerState
 
-_BAR = 12
+_BAR = 10
+_WIDTH_WITH_BARS = 96
 _NOTES = 4
 
 
-def picture(board: Board, *, page: str | None) -> RenderableType:
+def picture(board: Board, *, page: str | None, width: int) -> RenderableType:
     """Return everything, to be drawn over the previous one.
 
     Args:
         board: What is known.
         page: Where it can be scraped; None if nowhere.
+        width: Of the terminal, in columns.
     """
-    parts: list[RenderableType] = [_title(board), Text(), _gpus(board), Text()]
+    parts: list[RenderableType] = [_title(board), Text(), *_gpus(board, width), Text()]
     if board.server is not None:
         parts += [_server(board.server, board.unix_s), Text()]
     parts.append(_host(board.host))
     parts += [Text(f"! {note}", style="yellow") for note in board.notes[-_NOTES:]]
     served = f" · metrics at {page}" if page else ""
-    parts.append(Text(f"Ctrl-C ends{served} · monitor: {board.cpu_ratio:.1%} of one core", style="dim"))
+    parts.append(Text(f"Ctrl-C ends{served} · costs {board.cpu_ratio:.1%} of a core", style="dim"))
     return Group(*parts)
 
 
@@ -54,38 +57,38 @@ def _title(board: Board) -> Text:
     return text
 
 
-def _gpus(board: Board) -> RenderableType:
+def _gpus(board: Board, width: int) -> Iterator[RenderableType]:
     gpus = fresh(board)
     if not gpus:
-        return Text(_no_gpu(board), style="yellow")
+        yield Text(_no_gpu(board), style="yellow")
+        return
+    has_bars = width >= _WIDTH_WITH_BARS
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column, justify in (
-        ("GPU", "left"),
-        ("SM", "left"),
-        ("", "right"),
-        ("memory", "left"),
-        ("", "right"),
-    ):
-        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for column in ("GPU", *([""] if has_bars else []), "SM", *([""] if has_bars else []), "memory"):
+        table.add_column(column, justify="right" if column in ("SM", "memory") else "left", no_wrap=True)
     for column in ("power", "SM clock", "temp", "PCIe"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("slowed by")
     for source, gpu in gpus.items():
         values = gpu.values
-        busy, slowed = values.get("sm_utilisation_ratio"), words.slowed_by(values)
+        busy = values.get("sm_utilisation_ratio")
         table.add_row(
-            f"{source} {gpu.name}".strip(),
-            _bar(busy),
+            source,
+            *([_bar(busy)] if has_bars else []),
             words.share(busy),
-            _bar(_used(values)),
+            *([_bar(_used(values))] if has_bars else []),
             words.memory(values),
             words.power(values),
             words.clocks(values),
             words.temperature(values),
             words.link(values),
-            Text(slowed, style="red" if values.get("is_throttled") else ""),
         )
-    return table
+    yield table
+    for name in dict.fromkeys(gpu.name for gpu in gpus.values() if gpu.name):
+        alike = ", ".join(source for source, gpu in gpus.items() if gpu.name == name)
+        yield Text(f"{alike}: {name}", style="dim")
+    for source, gpu in gpus.items():
+        if gpu.values.get("is_throttled"):
+            yield Text(f"{source} is slowed by: {words.slowed_by(gpu.values)}", style="red")
 
 
 def _bar(ratio: float | None) -> RenderableType:

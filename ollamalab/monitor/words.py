@@ -54,9 +54,9 @@ def temperature(values: Values) -> str:
 
 
 def slowed_by(values: Values) -> str:
-    """Return what holds the clocks down: "software power cap"; "no" for nothing."""
+    """Return what holds the clocks down: "software power cap"."""
     mask = values.get("clock_event_mask")
-    return UNKNOWN if mask is None else ", ".join(throttling(mask)) or "no"
+    return UNKNOWN if mask is None else ", ".join(throttling(mask))
 
 
 def link(values: Values) -> str:
