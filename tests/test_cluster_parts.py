@@ -284,6 +284,16 @@ class TestRoster:
         roster.changed()
         assert names_in(roster) == ["a", "b"]
 
+    def test_if_none_is_ready_the_first_that_is_so_again_is_alone(self) -> None:
+        """All stood in for nobody; time alone ends that, without a change that is told."""
+        roster, (a, b) = roster_of("a", "b")
+        a.health.refused(0.0, 2.0)
+        b.health.refused(0.0, 5.0)
+        roster.changed()
+        assert names_in(roster, 1.9) == ["a", "b"]
+        assert names_in(roster, 2.0) == ["a"]
+        assert names_in(roster, 5.0) == ["a", "b"]
+
     def test_a_model_on_no_list_may_be_where_no_list_is_known(self) -> None:
         roster, (a, _) = roster_of("a", "b")
         a.digests = None

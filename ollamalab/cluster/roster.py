@@ -190,8 +190,8 @@ class Roster:
         views = self._same(tuple(member.view for member in chosen))
         models = ((view, view.models.get(key)) for view in views)
         resident = [view for view, model in models if model is not None and model.is_resident]
-        left_out = {member.name for member in holders} - {member.name for member in chosen}
-        until_s = min((self._return_s(self.members[name], key, now_s) for name in left_out), default=math.inf)
+        unready = (member for member in holders if not self.is_ready(member, key, now_s))
+        until_s = min((self._return_s(member, key, now_s) for member in unready), default=math.inf)
         return Pool(Candidates(views, resident), resident, until_s)
 
     def _holders(self, key: str) -> list[Member]:

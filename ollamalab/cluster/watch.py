@@ -71,6 +71,7 @@ class Watch:
         """Look at a member until cancelled."""
         seen, due_s = -1, -math.inf
         while True:
+            member.look.clear()  # before the look: what gives a reason for one meanwhile gets another
             try:
                 was_up = member.health.is_up
                 if await self._probe(member):
@@ -176,7 +177,6 @@ class Watch:
         pause_s = self._settings.probe_interval_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
         if member.health.is_suspect:
             pause_s *= _SUSPECT_RATIO
-        member.look.clear()
         try:
             async with asyncio.timeout(pause_s):
                 await member.look.wait()
