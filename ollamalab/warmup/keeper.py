@@ -108,9 +108,11 @@ class Keeper:
         """
         self.models = {key: warmth for key, warmth in self.models.items() if not warmth.is_forgettable}
         shown = {model.key: model for model in listed}
+        begun_s = (warmth.load_begun_s for warmth in self.models.values())
+        load_begun_s = max((at_s for at_s in begun_s if at_s is not None and at_s <= asked_s), default=None)
         has_lost = False
         for key, warmth in self.models.items():
-            has_lost |= warmth.listed(asked_s, shown.get(key), expires_s.get(key))
+            has_lost |= warmth.listed(asked_s, shown.get(key), expires_s.get(key), load_begun_s=load_begun_s)
         is_in_use = any(warmth.in_flight for warmth in self.models.values())
         if has_lost and not listed and not is_in_use:
             self.restarted()  # nothing has made way for another: all are gone

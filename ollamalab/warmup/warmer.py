@@ -228,13 +228,13 @@ class Warmer:
 
     async def _watch(self, member: _Member) -> None:
         while True:
+            member.look.clear()
             try:
                 await self.look(member.name)
             except Exception:  # a gateway does without, rather than fall
                 logger.exception("event=warmup_failed upstream=%s", member.name)
             spread = self._rng.uniform(1 - _JITTER_RATIO, 1 + _JITTER_RATIO)
             longest_s = self._poll_s if member.is_reachable else min(self._poll_s, _RETRY_S)
-            member.look.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(member.keeper.pause_s(self._clock(), longest_s * spread)):
                     await member.look.wait()
