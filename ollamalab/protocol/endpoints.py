@@ -35,6 +35,7 @@ class Endpoint:
         is_cached: Whether its answers may be kept and given again.
         names_events: Whether the events of its streams have names (``event: ...``) and types, the last of
             which ends the stream where others have ``[DONE]``.
+        takes_form: Whether its body is a form instead of JSON.
         is_openai: Whether errors and streams have the forms of ``/v1``: OpenAI's errors, SSE for NDJSON.
         names_model: Whether the body says which model is wanted, and that model works.
     """
@@ -47,6 +48,7 @@ class Endpoint:
     limit_field: str = "num_predict"
     is_cached: bool = False
     names_events: bool = False
+    takes_form: bool = False
     is_openai: bool = field(init=False)
     names_model: bool = field(init=False)
 
@@ -115,6 +117,7 @@ _ENDPOINTS = (
         limit_field="max_tokens",
         names_events=True,
     ),
+    Endpoint(path="/v1/audio/transcriptions", kind=Kind.GENERATION, takes_form=True),
     Endpoint(path="/v1/embeddings", kind=Kind.EMBEDDING, body_type="EmbedRequest"),
     Endpoint(path="/v1/models", kind=Kind.READING, methods=_GET),
 )
