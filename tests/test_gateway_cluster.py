@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from cluster_nodes import KEY, MODEL, Node, running
+from cluster_nodes import KEY, MODEL, Node, is_at_rest, running
 from embedded_server import EmbeddedServer
 from gateway_service import Reply, Service, gateway
 
@@ -87,6 +87,32 @@ async def test_one_bad_server_of_three_costs_no_request_that_had_not_begun(
             name = upstream["name"]
             assert upstream["requests"] == names[name] + moved[name]
         assert status["failovers"] == sum(moved.values())
+
+
+async def test_a_server_that_goes_silent_loses_nobody_and_is_used_again_once_it_speaks() -> None:
+    """It accepts connections and says nothing, as a stopped process: what waits there moves, by probes."""
+    silent, *good = nodes = [Node(), Node(), Node()]
+    async with (
+        running(*nodes),
+        gateway(
+            *(f"{node.url},name={name}" for name, node in zip("abc", nodes, strict=True)),
+            probe_interval="0.02",
+            probe_timeout="0.2",
+        ) as service,
+    ):
+        await listed(service, "a", "b", "c")
+        silent.is_silent = True
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(generate(service)) for _ in range(REQUESTS)]
+        replies = [task.result() for task in asked]
+        assert all(map(is_good, replies))
+        assert {reply.headers["X-Ollamalab-Upstream"] for reply in replies} == {"b", "c"}
+        assert sum(len(node.asked) for node in good) == REQUESTS
+        silent.is_silent = False
+        await service.until(lambda now: now["upstreams"][0]["state"] == "up")
+        names = {(await generate(service)).headers["X-Ollamalab-Upstream"] for _ in range(6)}
+        assert names == {"a", "b", "c"}
+        assert is_at_rest(service.running.pipeline.cluster)
 
 
 @pytest.mark.parametrize("route", sorted(POLICIES))
