@@ -164,6 +164,15 @@ def test_a_compressed_body_of_responses_is_not_read():
     assert (call.model, call.fields) == ("", {})
 
 
+@pytest.mark.parametrize(
+    ("path", "encoding"),
+    [("/v1/responses", "gzip"), ("/v1/responses", "ZSTD"), ("/v1/messages", "zstd"), ("/api/chat", "zstd")],
+)
+def test_a_body_that_only_claims_to_be_compressed_is_read(path: str, encoding: str):
+    """Ollama reads it as it stands; with its model unread it would pass the queue by."""
+    assert call_of(request_to(path, b'{"model":"m"}', content_encoding=encoding)).model == "m"
+
+
 FORM = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n--x--\r\n'
 
 

@@ -134,8 +134,8 @@ def read_call(
         deadline_s=None if deadline_ms is None or arrived_s is None else arrived_s + deadline_ms / 1000,
         cache_control=headers.get(CACHE_CONTROL_HEADER, ""),
     )
-    is_encoded = endpoint.names_events and "content-encoding" in headers
-    if endpoint.names_model and not is_encoded:  # /v1/responses also takes zstd, which is not ours to read
+    is_encoded = endpoint.takes_zstd and headers.get("content-encoding") == "zstd"  # exactly, as in Ollama
+    if endpoint.names_model and not is_encoded:
         if endpoint.takes_form:
             _read_form(call, headers, body)
         else:

@@ -36,6 +36,7 @@ class Endpoint:
         names_events: Whether the events of its streams have names (``event: ...``) and types, the last of
             which ends the stream where others have ``[DONE]``.
         takes_form: Whether its body is a form instead of JSON.
+        takes_zstd: Whether its body may be compressed, which then is not ours to read.
         is_openai: Whether errors and streams have the forms of ``/v1``: OpenAI's errors, SSE for NDJSON.
         names_model: Whether the body says which model is wanted, and that model works.
     """
@@ -49,6 +50,7 @@ class Endpoint:
     is_cached: bool = False
     names_events: bool = False
     takes_form: bool = False
+    takes_zstd: bool = False
     is_openai: bool = field(init=False)
     names_model: bool = field(init=False)
 
@@ -109,6 +111,7 @@ _ENDPOINTS = (
         body_type="ResponsesRequest",
         limit_field="max_output_tokens",
         names_events=True,
+        takes_zstd=True,
     ),
     Endpoint(
         path="/v1/messages",
