@@ -8,6 +8,7 @@ driver's own ring of recent samples, taken more often than we ask.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -95,11 +96,12 @@ def _memory_values(memory: Any) -> _Values:
     }
 
 
-def _clocks(nvml: Any, handle: Any) -> _Values:
-    return {
-        "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-    }
+def _sm_clock(nvml: Any, handle: Any) -> _Values:
+    return {"sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)}
+
+
+def _memory_clock(nvml: Any, handle: Any) -> _Values:
+    return {"memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)}
 
 
 def _temperature(nvml: Any, handle: Any) -> _Values:
@@ -163,22 +165,23 @@ class _Buffer:
     def __call__(self, nvml: Any, handle: Any) -> _Values:
         # ctypes handles are neither equal nor hashable by value; a device keeps its one object.
         seen_us = self._seen_us.get(id(handle), 0)
-        is_first = not seen_us
         try:
             kind, samples = nvml.nvmlDeviceGetSamples(handle, getattr(nvml, self._kind), seen_us)
         except nvml.NVMLError as error:
             if error.value != nvml.NVML_ERROR_NOT_FOUND:
                 raise
             return {}  # nothing new
-        # The driver hands out the whole ring, unused places included.
-        new = [sample for sample in samples if sample.timeStamp > seen_us]
+        tell = operator.attrgetter(f"sampleValue.{_UNION[kind]}")
+        # Some drivers hand out places of the ring that are older, or were never used.
+        new = [(at_us, tell(sample)) for sample in samples if (at_us := sample.timeStamp) > seen_us]
         if not new:
             return {}
-        self._seen_us[id(handle)] = max(sample.timeStamp for sample in new)
-        if is_first:
+        self._seen_us[id(handle)] = max(new)[0]
+        if not seen_us:
             return {}  # of the time before anybody watched
-        values = [float(getattr(sample.sampleValue, _UNION[kind])) * self._scale for sample in new]
-        return dict(zip(self._names, (sum(values) / len(values), max(values)), strict=True))
+        told = [value for _, value in new]
+        mean, most = sum(told) / len(told), float(max(told))
+        return dict(zip(self._names, (mean * self._scale, most * self._scale), strict=True))
 
 
 def readings() -> dict[str, Reading]:
@@ -189,16 +192,18 @@ def readings() -> dict[str, Reading]:
     return {
         "power": Reading((_power, _power_of_old_chips), 0.0),
         "energy": Reading((_energy,), 0.0),
-        "clocks": Reading((_clocks,), 0.0),
-        "clock events": Reading((_clock_events, _clock_events_of_old_drivers), 0.0),
+        "SM clock": Reading((_sm_clock,), 0.0),
         # the fastest that any chip renews it
         "utilisation": Reading((_utilisation,), 1 / 6),
+        "clock events": Reading((_clock_events, _clock_events_of_old_drivers), 0.2),
         "memory": Reading((_memory, _memory_of_old_drivers), 0.5),
+        "memory clock": Reading((_memory_clock,), 1.0),
         "temperature": Reading((_temperature, _temperature_of_old_drivers), 1.0),
         "performance state": Reading((_performance_state,), 1.0),
-        "power buffer": Reading((_Buffer("NVML_TOTAL_POWER_SAMPLES", "power", "w", 1e-3),), 1.0),
+        # before a ring of 120 samples at 50 Hz has gone round
+        "power buffer": Reading((_Buffer("NVML_TOTAL_POWER_SAMPLES", "power", "w", 1e-3),), 2.0),
         "utilisation buffer": Reading(
-            (_Buffer("NVML_GPU_UTILIZATION_SAMPLES", "sm_utilisation", "ratio", 1e-2),), 1.0
+            (_Buffer("NVML_GPU_UTILIZATION_SAMPLES", "sm_utilisation", "ratio", 1e-2),), 2.0
         ),
         "PCIe link": Reading((_link,), 10.0),
         "PCIe traffic": Reading((_pcie_counters, _pcie_throughput), 10.0),
