@@ -52,7 +52,7 @@ def doctor(
     inventory = asyncio.run(gather(target, watch_s=watch, model=model))
     # Without an address this machine alone is a good question; an address that was named is not.
     if url and isinstance(inventory.version, Unread):
-        raise TargetError(f"{inventory.version.reason}; start `ollama serve` there, or leave out the address")
+        raise TargetError(f"{inventory.version.reason} Without an address this machine alone is looked at")
     findings = examine(inventory)
     if as_json:
         _print_json(inventory, findings)
@@ -100,6 +100,8 @@ def _lines(inventory: Inventory) -> Iterator[tuple[str, str]]:
     if gpus["gpus"]:
         yield "driver", f"{gpus['driver']}, CUDA {gpus['cuda_version']}"
     yield "server", f"{inventory.url}: {shown(inventory.version, lambda version: f'Ollama {version}')}"
+    if isinstance(inventory.version, Unread):
+        return
     yield "process", shown(inventory.process, lambda process: f"{process.name}, pid {process.pid}")
     if not isinstance(inventory.process, Unread):
         chosen = sorted(

@@ -23,7 +23,7 @@ from ollamalab.doctor.inventory import (
     Streamed,
     Unread,
 )
-from ollamalab.doctor.processes import find_engines, find_listener, is_local
+from ollamalab.doctor.processes import PROBE_TOKENS, find_engines, find_listener, is_local
 from ollamalab.doctor.storage import driver_cache, read_speed
 from ollamalab.errors import ModelNotFound, UpstreamError
 from ollamalab.gpu import describe_gpus
@@ -31,7 +31,6 @@ from ollamalab.hosts import models_folder, weights_file
 from ollamalab.protocol.names import parse_name
 
 _LOOK_EVERY_S = 0.25
-_PROBE_TOKENS = 48
 
 
 async def gather(
@@ -224,7 +223,7 @@ async def _streamed(client: OllamaClient, model: str | None) -> Streamed | Unrea
             return Unread("no model is loaded; --model NAME loads one and streams from it")
         by_key = {parse_name(name).key: context for name, context in contexts.items()}
         context = by_key.get(parse_name(chosen).key)
-        options = {"num_predict": _PROBE_TOKENS, "temperature": 0} | ({"num_ctx": context} if context else {})
+        options = {"num_predict": PROBE_TOKENS, "temperature": 0} | ({"num_ctx": context} if context else {})
         answer = await client.generate(chosen, "Count from 1 to 100 in words.", options=options)
     except ModelNotFound:
         raise

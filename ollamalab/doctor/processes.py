@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +14,9 @@ import psutil
 from ollamalab.doctor.inventory import Engine, ServerProcess, Unread
 from ollamalab.errors import UpstreamError
 from ollamalab.hosts.slots import embedded_slots, llama_server_slots
+
+#: What our own streamed request asks for: by it a slot is known whose last request was ours and says nothing.
+PROBE_TOKENS = 47
 
 _AS_ROOT = "run `ollamalab doctor` as that user or as root"
 
@@ -84,12 +87,13 @@ def find_engines(server: ServerProcess, url: str) -> tuple[Engine, ...] | Unread
 def _engine(
     file: str | None,
     model: str | None,
-    slots: Sequence[dict[str, Any]] | Any,
+    slots: Sequence[Mapping[str, Any]],
     libraries: tuple[str, ...] = (),
 ) -> Engine:
     """Return an engine by what llama.cpp's ``/slots`` tells of it."""
-    used = [slot for slot in slots if slot.get("n_prompt_tokens")]
-    answers = [slot.get("params", {}).get("n_predict", -1) for slot in used]
+    limits = {slot["id"]: (slot.get("params") or {}).get("n_predict", -1) for slot in slots}
+    used = [slot for slot in slots if slot.get("n_prompt_tokens") and limits[slot["id"]] != PROBE_TOKENS]
+    answers = [limits[slot["id"]] for slot in used]
     return Engine(
         model_file=file,
         model=model,
