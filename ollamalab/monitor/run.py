@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from ollamalab.errors import SettingsError
 from ollamalab.gpu import GpuSource
@@ -43,20 +43,15 @@ async def monitor(
         if listener is not None:
             pages = {_PATH: Exposition(watching.board).page}
             page = await opened.enter_async_context(serving(listener, pages)) + _PATH
-        watcher = group.create_task(watching.run())
-        stopping = asyncio.ensure_future(stop.wait())
-        try:
+        watcher, stopping = group.create_task(watching.run()), group.create_task(stop.wait())
+        with suppress(BrokenPipeError):
             while not stopping.done():
-                await asyncio.wait(
-                    [stopping, watcher], timeout=interval_s, return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait([stopping], timeout=interval_s)
                 show(watching.board(), page)
-                if watcher.done():
-                    break
-        except BrokenPipeError:
-            stopping.cancel()
+        is_interrupt = stopping.done() and stopping.result()
         watcher.cancel()
-    return stopping.done() and not stopping.cancelled() and stopping.result()
+        stopping.cancel()
+    return is_interrupt
 
 
 def serve_address(text: str) -> socket.socket:
