@@ -50,6 +50,9 @@ class Pipeline:
         members = await self._upstreams.members(settings.upstreams)
         self._warmer = Warmer(settings.warmup)
         async with AsyncExitStack() as stack:
+            store = open_store(settings.store, settings.cache)  # first: it may be refused
+            if store is not None:
+                stack.push_async_callback(store.close)
             self.cluster = await stack.enter_async_context(
                 Cluster(
                     members,
@@ -64,10 +67,8 @@ class Pipeline:
             self.queue = RequestQueue(settings.queue, capacity=self.cluster.capacity)
             self.cluster.on_more_room(self.queue.refill)
             self.upstream = self.queue.in_front_of(self.cluster)
-            store = open_store(settings.store, settings.cache)
             self.cache = None
             if store is not None:
-                stack.push_async_callback(store.close)
                 self.cache = await stack.enter_async_context(
                     ResponseCache(self.upstream, settings.cache, store=store, digests=self.cluster)
                 )
