@@ -30,7 +30,7 @@ from ollamalab.gpu import describe_gpus
 from ollamalab.hosts import models_folder, weights_file
 from ollamalab.protocol.names import parse_name
 
-_LOOK_EVERY_S = 0.25
+_LOOK_EVERY_S = 0.1
 
 
 async def gather(
