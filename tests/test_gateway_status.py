@@ -115,7 +115,7 @@ def busy() -> Traffic:
     for served in (
         SERVED,
         altered(SERVED, cache="hit", first_byte_s=0.0004, e2e_s=0.0006, queue_s=None),
-        altered(SERVED, status=503, cache=None, first_byte_s=0.001, queue_s=None),
+        altered(SERVED, status=503, first_byte_s=0.001),
         altered(SERVED, status=None, ending=Ending.CLIENT_GONE, first_byte_s=None),
     ):
         traffic.observe(served)
@@ -201,7 +201,15 @@ class TestMetrics:
         assert found[f"{name}_bucket{{cache=hit,le=0.001}}"] == 1
         assert found["ollamalab_e2e_seconds_count{cache=miss}"] == 2
         assert found["ollamalab_e2e_seconds_sum{cache=miss}"] == 4.0
-        assert found["ollamalab_queue_wait_seconds_count{}"] == 2
+        assert found["ollamalab_queue_wait_seconds_count{}"] == 3
+
+    def test_refusals_do_not_hide_how_long_answers_take(self) -> None:
+        """They are counted, and so is what they waited."""
+        traffic = Traffic()
+        traffic.observe(altered(SERVED, status=503, first_byte_s=0.001, e2e_s=0.001))
+        found = samples(snapshot(traffic))
+        assert not [name for name in found if name.startswith(("ollamalab_first_byte", "ollamalab_e2e"))]
+        assert found["ollamalab_queue_wait_seconds_count{}"] == 1
 
     def test_what_a_part_cannot_tell_has_no_sample(self) -> None:
         found = samples(snapshot(busy()))
