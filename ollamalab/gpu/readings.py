@@ -38,31 +38,32 @@ _UNION = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 _NVML_KB = 1e3
 
 
-def _fields(nvml: Any, handle: Any, wanted: Mapping[str, int]) -> _Values:
+def _fields(nvml: Any, handle: Any, wanted: Mapping[str, int], scale: float = 1.0) -> _Values:
     """Return fields by name; None those that are not told.
 
     Raises:
         NVMLError: None of them is.
     """
-    fields = nvml.nvmlDeviceGetFieldValues(handle, list(wanted.values()))
-    told = {
-        name: float(getattr(field.value, _UNION[field.valueType]))
-        if field.nvmlReturn == nvml.NVML_SUCCESS
-        else None
-        for name, field in zip(wanted, fields, strict=True)
-    }
-    if all(value is None for value in told.values()):
-        raise nvml.NVMLError(fields[0].nvmlReturn)
+    # With the scope given, pynvml need not find out by an exception that there is none.
+    fields = nvml.nvmlDeviceGetFieldValues(handle, [(field, 0) for field in wanted.values()])
+    told: _Values = {}
+    refused = 0
+    for name, field in zip(wanted, fields, strict=True):
+        if code := field.nvmlReturn:
+            told[name], refused = None, code
+        else:
+            told[name] = getattr(field.value, _UNION[field.valueType]) * scale
+    if refused and not any(value is not None for value in told.values()):
+        raise nvml.NVMLError(refused)
     return told
 
 
-def _power(nvml: Any, handle: Any) -> _Values:
-    wanted = {
-        "power_instant_w": nvml.NVML_FI_DEV_POWER_INSTANT,
-        "power_average_w": nvml.NVML_FI_DEV_POWER_AVERAGE,
-    }
-    told = _fields(nvml, handle, wanted)
-    return {name: None if value is None else value / 1e3 for name, value in told.items()}
+def _power_instant(nvml: Any, handle: Any) -> _Values:
+    return _fields(nvml, handle, {"power_instant_w": nvml.NVML_FI_DEV_POWER_INSTANT}, 1e-3)
+
+
+def _power_average(nvml: Any, handle: Any) -> _Values:
+    return _fields(nvml, handle, {"power_average_w": nvml.NVML_FI_DEV_POWER_AVERAGE}, 1e-3)
 
 
 def _power_of_old_chips(nvml: Any, handle: Any) -> _Values:
@@ -190,12 +191,14 @@ def readings() -> dict[str, Reading]:
     Left out: lists of processes, which take NVML 5 ms under a lock of the whole driver; see ``processes``.
     """
     return {
-        "power": Reading((_power, _power_of_old_chips), 0.0),
+        "power": Reading((_power_instant, _power_of_old_chips), 0.0),
         "energy": Reading((_energy,), 0.0),
         "SM clock": Reading((_sm_clock,), 0.0),
         # the fastest that any chip renews it
         "utilisation": Reading((_utilisation,), 1 / 6),
         "clock events": Reading((_clock_events, _clock_events_of_old_drivers), 0.2),
+        # over a second
+        "average power": Reading((_power_average,), 0.5),
         "memory": Reading((_memory, _memory_of_old_drivers), 0.5),
         "memory clock": Reading((_memory_clock,), 1.0),
         "temperature": Reading((_temperature, _temperature_of_old_drivers), 1.0),

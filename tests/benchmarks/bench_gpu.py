@@ -33,7 +33,6 @@ from ollamalab.sampling import Sampling
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu_machine import DCGM_PAGE, MACHINE, SMI, page
 from nvml_standin import ANSWERS
-from nvml_standin import FIELDS as NVML_FIELDS
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 GPUS = 8
@@ -77,13 +76,11 @@ class FastNvml:
         """Return megahertz."""
         return 1980 + kind
 
-    def nvmlDeviceGetFieldValues(self, _: int, fields: list[int]) -> Any:
-        """Fill an array as ``pynvml`` does."""
+    def nvmlDeviceGetFieldValues(self, _: int, fields: list[tuple[int, int]]) -> Any:
+        """Make an array and name its fields, as ``pynvml`` does; the driver would fill it."""
         values = (pynvml.c_nvmlFieldValue_t * len(fields))()
-        for value, field in zip(values, fields, strict=True):
-            value.fieldId = field
-            value.valueType = pynvml.NVML_VALUE_TYPE_UNSIGNED_INT
-            value.value.uiVal = NVML_FIELDS[field]
+        for place, field in enumerate(fields):
+            values[place].fieldId, values[place].scopeId = field
         return values
 
     def nvmlDeviceGetSamples(self, _: int, __: int, seen_us: int) -> tuple[int, Any]:
