@@ -475,3 +475,24 @@ def test_tools_and_parts_of_messages_count() -> None:
     body = json.dumps(fields).encode()
     call = call_of(Request(method="POST", path="/v1/chat/completions", body=body))
     assert prompt_of(call) == '[{"name":"t"}]\nuser\nlook'
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "prompt"),
+    [
+        ("/v1/responses", {"instructions": "Be brief.", "input": "Hi."}, "Be brief.\nHi."),
+        (
+            "/v1/responses",
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi."}]}]},
+            "user\nHi.",
+        ),
+        (
+            "/v1/messages",
+            {"system": [{"text": "Be brief."}], "messages": [{"role": "user", "content": "Hi."}]},
+            "Be brief.\nuser\nHi.",
+        ),
+    ],
+)
+def test_each_api_has_its_own_names_for_the_prompt(path: str, fields: dict[str, object], prompt: str) -> None:
+    body = json.dumps({"model": "m", **fields}).encode()
+    assert prompt_of(call_of(Request(method="POST", path=path, body=body))) == prompt
