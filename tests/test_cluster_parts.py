@@ -308,10 +308,19 @@ class TestRoster:
         pool = roster.pool(KEY, 0.0)
         roster.set_resident(b, KEY, is_resident=True)
         assert pool.candidates.resident == [b.view]
-        roster.set_loaded(a, frozenset([KEY]))
-        roster.set_loaded(b, frozenset())
+        roster.set_loaded(a, frozenset([KEY]), before=frozenset())
+        roster.set_loaded(b, frozenset(), before=roster.loaded(b))
         assert pool.candidates.resident == [a.view]
         assert roster.pool(KEY, 0.0) is pool
+
+    def test_a_list_from_before_the_end_of_a_load_does_not_undo_it(self) -> None:
+        """Else the next request would go elsewhere and load the model there as well."""
+        roster, (a, _) = roster_of("a", "b")
+        roster.set_resident(a, "old", is_resident=True)
+        asked = roster.loaded(a)
+        roster.set_resident(a, KEY, is_resident=True)
+        roster.set_loaded(a, frozenset(["other"]), before=asked)
+        assert roster.loaded(a) == {KEY, "other"}
 
     def test_places_are_those_of_all_that_may_be_asked(self) -> None:
         roster, (a, _, _) = roster_of("a", "b", "c")

@@ -160,10 +160,20 @@ class Roster:
             pool.resident.append(member.view)
         return True
 
-    def set_loaded(self, member: Member, keys: frozenset[str]) -> None:
-        """Note which models are loaded, and that no others are."""
-        gone = [key for key, replica in member.replicas.items() if replica.view.is_resident]
-        for key in (*keys, *(key for key in gone if key not in keys)):
+    def loaded(self, member: Member) -> frozenset[str]:
+        """Return which models are loaded, as far as is known."""
+        return frozenset(key for key, replica in member.replicas.items() if replica.view.is_resident)
+
+    def set_loaded(self, member: Member, keys: frozenset[str], *, before: frozenset[str]) -> None:
+        """Note which models are loaded, and that others are no longer.
+
+        Args:
+            member: Who says so.
+            keys: The models.
+            before: What was taken to be loaded when that was asked. What answers have shown since stays:
+                its load may have ended after the list was made.
+        """
+        for key in keys | before:
             self.set_resident(member, key, is_resident=key in keys)
 
     def set_digests(self, member: Member, digests: Mapping[str, str]) -> None:
