@@ -19,7 +19,7 @@ from ollamalab.embedded.gguf_file import read_gguf
 from ollamalab.embedded.gguf_header import TYPE_IDS, TensorRow
 from ollamalab.embedded.models import DEFAULT_MODEL, ModelStore, sha256_of
 from ollamalab.embedded.random_weights import QUANTS, weights
-from ollamalab.embedded.shapes import SHAPES, find_shape
+from ollamalab.embedded.shapes import EMBEDDING, SHAPES, find_shape
 from ollamalab.embedded.synth import Recipe, synth_model, write_synthetic
 from ollamalab.errors import ModelError, SettingsError
 from ollamalab.protocol.names import parse_name
@@ -76,7 +76,7 @@ def test_a_file_is_as_large_as_the_published_one(name: str, quant: str, gigabyte
 def test_weights_are_random_around_zero_and_keep_states_finite(
     tmp_path: Path, smollm2: Path, quant: str
 ) -> None:
-    """As the reference reader decodes them: near 1/sqrt(inputs), norms 1, biases 0."""
+    """As the reference reader decodes them: near 1/sqrt(inputs), the embedding 16, norms 1, biases 0."""
     path = write_synthetic(Recipe(shape=TINY, quant=quant), tmp_path / "t.gguf", tokenizer=smollm2).path
     tensors = gguf.GGUFReader(path).tensors
     assert [tensor.name for tensor in tensors] == [name for name, _ in TINY.tensors()]
@@ -88,7 +88,7 @@ def test_weights_are_random_around_zero_and_keep_states_finite(
         elif "norm" in tensor.name:
             assert (weights == 1).all()
         else:
-            usual = 1 / np.sqrt(tensor.shape[0])
+            usual = 16 if tensor.name == EMBEDDING else 1 / np.sqrt(tensor.shape[0])
             assert abs(weights.mean()) < 0.05 * usual
             assert usual / 1.5 < weights.std() < usual * 1.5
 
@@ -145,7 +145,7 @@ def test_a_large_model_is_written_from_a_few_pools_in_small_pieces() -> None:
 @pytest.mark.parametrize("quant", QUANTS)
 def test_the_rows_of_a_matrix_all_differ(quant: str) -> None:
     """Equal rows would be tokens of equal scores; so the pool that they go round has a prime length."""
-    row = TensorRow("output.weight", (256, 30_000), TYPE_IDS[quant])
+    row = TensorRow(EMBEDDING, (256, 30_000), TYPE_IDS[quant])
     data = b"".join(weights([row], 0, 32))
     assert len(data) == row.size_bytes
     row_bytes = row.size_bytes // 30_000
@@ -163,21 +163,34 @@ def test_tensors_of_one_shape_differ() -> None:
 async def test_the_embedded_server_loads_a_tiny_model_and_says_that_it_is_synthetic(
     tmp_path: Path, smollm2: Path
 ) -> None:
-    """Its words are noise, but as many as asked for, also at temperature 0, and it shows its mark."""
+    """It has no say in its words, but says as many as asked for, and shows its mark."""
     file = tmp_path / "like-any-other.gguf"
     write_synthetic(Recipe(shape=TINY, quant="q4_0"), file, tokenizer=smollm2)
     async with (
         embedded_server(tmp_path, "--model", str(file)) as server,
         OllamaClient(server.url) as client,
     ):
-        answer = await client.chat(
-            "like-any-other", "Hello there", options={"num_predict": 60, "temperature": 0}
-        )
-        assert answer.text
-        assert answer.record.output_tokens == 60
+        for temperature in (0, 1):
+            options = {"num_predict": 200, "temperature": temperature}
+            answer = await client.chat("like-any-other", "Hello there", options=options)
+            assert answer.record.output_tokens == 200
         shown = await client.show("like-any-other")
         assert is_synthetic(shown)
         assert shown["model_info"]["qwen2.block_count"] == TINY.layers
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+async def test_an_answer_repeats_no_token(tmp_path: Path, smollm2: Path, quant: str) -> None:
+    """Ollama ends an answer at 30 equal tokens, which would pass for a fast one; each token leads 1009 on."""
+    file = tmp_path / "t.gguf"
+    write_synthetic(Recipe(shape=TINY, quant=quant), file, tokenizer=smollm2)
+    tokens = read_gguf(file, with_arrays=True).fields["tokenizer.ggml.tokens"]
+    first = tokens.index("\u010a")  # the newline that ends the chat template
+    expected = [tokens[(first + 1009 * step) % len(tokens)] for step in range(1, 65)]  # all ASCII
+    async with embedded_server(tmp_path, "--model", str(file)) as server, OllamaClient(server.url) as client:
+        answer = await client.chat("t", "Hello there", options={"num_predict": 64, "temperature": 0})
+    words = "".join(expected).replace("\u0120", " ").replace("\u010a", "\n")
+    assert answer.text == words
 
 
 def test_the_command_writes_a_file_and_says_how_fast(tmp_path: Path, smollm2: Path) -> None:

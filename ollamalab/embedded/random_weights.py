@@ -1,15 +1,19 @@
 """Random weights as fast as a disk takes them: a pool is drawn once and written again and again.
 
-Every element type here starts its block with a 16-bit float: the block's scale in Q4_0 and Q8_0, the
-weight itself in F16. So a block is random bits in which that float's exponent alone is fixed: sign and
+*Size.* Every element type here starts its block with a 16-bit float: the block's scale in Q4_0 and Q8_0,
+the weight itself in F16. So a block is random bits in which that float's exponent alone is fixed: sign and
 mantissa stay random, the weights have mean 0, and their root mean square is that of a usual
 initialisation, 1/sqrt(inputs), within a factor of sqrt(2). With norms of 1 and biases of 0, states
 stay finite however many layers there are.
 
-Drawing all weights would cost more than writing them. A tensor therefore goes round a *pool* of blocks,
-from a place of its own. The pool's length is prime, so a row never begins twice at the same place before
-every place had its turn: rows, and so the scores of tokens, all differ. What is equal lies 18 MB or
-more apart and at no disk block's boundary, so no file system makes it smaller.
+*Speed.* Drawing all weights would cost more than writing them. A tensor therefore goes round a *pool* of
+blocks, from a place of its own. The pool's length is prime, so a row never begins twice at the same place
+before every place had its turn: rows all differ. What is equal lies 18 MB or more apart and at no disk
+block's boundary, so no file system makes it smaller.
+
+*Length of answers.* Random layers drift into repeating one token, at which Ollama ends an answer after 30.
+So the embedding outweighs what the layers add to it, and the output matrix is the embedding moved on by some
+rows: after token i comes i + 1009, as long as is asked for, at any temperature.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import numpy as np
 
 from ollamalab.embedded.gguf_header import TensorRow, padding_bytes
 from ollamalab.embedded.gguf_types import TENSOR_TYPES
+from ollamalab.embedded.shapes import EMBEDDING, OUTPUT
 
 #: Root mean square of a block's levels, its scale aside: q - 8 for 4-bit q, all 8-bit values, 1.
 _LEVELS_RMS = {"q4_0": math.sqrt(21.5), "q8_0": math.sqrt(5461.5), "f16": 1.0}
@@ -38,6 +43,12 @@ _NOT_EXPONENT = 0b1_00000_1111111111
 #: Blocks of a pool, a prime number: 18 MB of Q4_0, 34 MB of Q8_0; F16 counts 16 weights as a block.
 _POOL_BLOCKS = 1_000_003
 _F16_BLOCK_BYTES = 32
+
+#: Root mean square of the embedding: 80 layers add states of about 10 to it.
+_EMBEDDING_RMS = 16.0
+#: From a token to the next. Prime, so that no token comes again before all had their turn; from the end of a
+#: chat template it is 11,000 tokens and more to one that ends the answer.
+_TOKEN_STEP = 1009
 
 _MOST_BYTES_AT_ONCE = 8 * 1024 * 1024
 
@@ -61,10 +72,13 @@ def weights(rows: Sequence[TensorRow], seed: int, alignment: int) -> Iterator[me
             yield np.full(row.shape, value, np.float32).view(np.uint8).data
         else:
             kind = TENSOR_TYPES[row.type_id][0].lower()
-            block_bytes = _block_bytes(kind)
-            (start,) = np.random.SeedSequence([seed, number]).generate_state(1).tolist()
-            drawn = pool(kind, scale_exponent(kind, inputs=row.shape[0]))
-            yield from _round(drawn, start % _POOL_BLOCKS * block_bytes, row.size_bytes)
+            rms = _EMBEDDING_RMS if row.name == EMBEDDING else 1 / math.sqrt(row.shape[0])
+            drawn = pool(kind, scale_exponent(kind, rms))
+            place = 0 if row.name in (EMBEDDING, OUTPUT) else number
+            start = _place(seed, place) * _block_bytes(kind)
+            moved_bytes = row.size_bytes // row.shape[1] * _TOKEN_STEP if row.name == OUTPUT else 0
+            yield from _round(drawn, start + row.size_bytes - moved_bytes, moved_bytes)
+            yield from _round(drawn, start, row.size_bytes - moved_bytes)
         yield memoryview(bytes(padding_bytes(row.size_bytes, alignment)))
 
 
@@ -73,12 +87,12 @@ def draw_pool(kind: str, exponent: int, seed: int) -> memoryview:
 
     Args:
         kind: One of ``QUANTS``.
-        exponent: Of its 16-bit floats, biased.
+        exponent: Of its 16-bit floats, biased; pools that differ in it alone are multiples of each other.
         seed: Equal seeds give equal bytes: the stream of SFC64 is the same in all versions of numpy.
     """
     block_bytes = _block_bytes(kind)
     size_bytes = _POOL_BLOCKS * block_bytes
-    bits = np.random.SFC64(np.random.SeedSequence([seed, QUANTS.index(kind), exponent]))
+    bits = np.random.SFC64(np.random.SeedSequence([seed, QUANTS.index(kind)]))
     drawn = bits.random_raw(-(-size_bytes // 8)).view("<u2")[: size_bytes // 2]
     floats = drawn if kind == "f16" else drawn[:: block_bytes // 2]
     floats &= _NOT_EXPONENT
@@ -86,10 +100,16 @@ def draw_pool(kind: str, exponent: int, seed: int) -> memoryview:
     return drawn.view(np.uint8).data
 
 
-def scale_exponent(kind: str, *, inputs: int) -> int:
-    """Return the biased exponent that gives weights a root mean square near 1/sqrt(inputs)."""
-    scale = 1 / math.sqrt(inputs) / _LEVELS_RMS[kind] / _MANTISSA_RMS
+def scale_exponent(kind: str, rms: float) -> int:
+    """Return the biased exponent that gives weights about this root mean square."""
+    scale = rms / _LEVELS_RMS[kind] / _MANTISSA_RMS
     return max(1, round(math.log2(scale)) + _EXPONENT_BIAS)  # 0 would mean subnormal numbers
+
+
+def _place(seed: int, number: int) -> int:
+    """Return the block of a pool at which a tensor begins."""
+    (drawn,) = np.random.SeedSequence([seed, number]).generate_state(1).tolist()
+    return int(drawn) % _POOL_BLOCKS
 
 
 def _block_bytes(kind: str) -> int:
@@ -100,6 +120,7 @@ def _block_bytes(kind: str) -> int:
 
 def _round(pool: memoryview, start: int, size_bytes: int) -> Iterator[memoryview]:
     """Return so many bytes from a place in a pool on, beginning again at its end."""
+    start %= len(pool)
     while size_bytes:
         piece = pool[start : start + min(size_bytes, _MOST_BYTES_AT_ONCE)]
         yield piece

@@ -15,9 +15,8 @@ from ollamalab.errors import SettingsError
 #: llama.cpp's name of the architecture.
 ARCHITECTURE = "qwen2"
 
-#: The matrix from a state to the next token. It is never the embedding, as in small models, or greedy
-#: decoding of random weights would repeat one token, at which Ollama ends an answer.
-OUTPUT = "output.weight"
+#: The matrices from a token to its state and from a state to the scores of the next token.
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ class Shape:
         ]
         by_token = (width, self.vocabulary)
         return [
-            ("token_embd.weight", by_token),
+            (EMBEDDING, by_token),
             *((f"blk.{layer}.{name}", shape) for layer in range(self.layers) for name, shape in block),
             ("output_norm.weight", (width,)),
             (OUTPUT, by_token),

@@ -31,7 +31,7 @@ from ollamalab.embedded.gguf_header import (
 )
 from ollamalab.embedded.models import DISK_FULL, ModelFile, ModelStore, ProgressCallback, no_progress
 from ollamalab.embedded.random_weights import QUANTS, weights
-from ollamalab.embedded.shapes import OUTPUT, Shape
+from ollamalab.embedded.shapes import Shape
 from ollamalab.errors import ModelError, SettingsError
 from ollamalab.protocol.names import ModelName, parse_name
 from ollamalab.protocol.synthetic import SYNTHETIC_FIELD
@@ -64,19 +64,10 @@ class Recipe:
         return parse_name(f"synthetic:{self.shape.name}-{self.quant}")
 
     def rows(self) -> list[TensorRow]:
-        """Return the tensors with their types: vectors in 32 bits, matrices as ``quant`` says.
-
-        In a 4-bit file the output matrix has 8 bits: llama.cpp's quantiser gives it 6, which come to
-        less than 3 % of the file.
-        """
-
-        def type_of(name: str, shape: tuple[int, ...]) -> str:
-            if len(shape) == 1:
-                return "f32"
-            return "q8_0" if self.quant == "q4_0" and name == OUTPUT else self.quant
-
+        """Return the tensors with their types: vectors in 32 bits, matrices as ``quant`` says."""
         return [
-            TensorRow(name, shape, TYPE_IDS[type_of(name, shape)]) for name, shape in self.shape.tensors()
+            TensorRow(name, shape, TYPE_IDS["f32" if len(shape) == 1 else self.quant])
+            for name, shape in self.shape.tensors()
         ]
 
     def fields(self) -> dict[str, FieldValue]:
