@@ -4,9 +4,9 @@
   and how many loads there were while the model was in memory elsewhere (avoidable ones);
 - *chats*: three chats with the same system prompt that grow side by side, on two servers: prompt tokens
   that the engines evaluated, by their own count; and how far ahead of the other a server ever got;
-- *unequal servers*: one gets a sixth of the time of a processor, as on a host that is so much slower;
-  short and long answers are asked for at moments that do not wait for answers (Poisson): seconds per
-  request.
+- *unequal servers*: one has a model that says the same and computes several times as much for it, as a
+  slower host would take longer; short and long answers are asked for at moments that do not wait for
+  answers (Poisson): seconds per request.
 
 Two embedded servers with SmolLM2, asked through a ``Cluster``. ``METHOD.md``: blocks ABBA or BAAB, both
 arms of a block see the same requests and arrivals with different nonces, Hodges-Lehmann estimate with
@@ -36,12 +36,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from routing_servers import Servers, ask, engine_pid, limited, load, routed, two_servers
+from routing_servers import ask, deepened, loaded, routed, two_servers
 
 from ollamalab import host
 from ollamalab.cluster import Cluster, Member
 from ollamalab.compare import Comparison, Metric, Visit, blocks_for_pairs, compare_arms, design
 from ollamalab.connection import new_event_loop
+from ollamalab.embedded.fetch import ensure_model
+from ollamalab.embedded.models import DEFAULT_MODEL, ModelStore
 from ollamalab.protocol.calls import Call
 
 RESULTS = Path(__file__).parent / "results" / "routing.json"
@@ -51,7 +53,7 @@ LOAD_S = 0.2  # a shorter ``load_duration`` is no load
 SLOTS = 2  # of each server in ``chats``: how far ahead prefix routing may let one get
 BURST = 8
 
-SLOWNESS = 1 / 6  # of the slower server in ``unequal_servers``
+DEPTH = 4  # of the slower server's model in ``unequal_servers``, beside the other's
 RATE_RPS = 2.5  # about half of what the faster one could take alone
 ANSWERS_TOKENS = (4, 16)
 
@@ -131,9 +133,7 @@ class Leads:
 
 async def chats(folder: Path, pairs: int) -> dict[str, Any]:
     """Three chats of three turns each, side by side; fewer pairs, since counts vary less than times."""
-    async with two_servers(folder, "--num-parallel", str(SLOTS)) as both:
-        await load(both)
-        model = both.servers[0].model
+    async with two_servers(folder, "--num-parallel", str(SLOTS)) as both, loaded(both, DEFAULT_MODEL):
         ahead: dict[str, int] = {}
 
         def begin(block: int) -> dict[str, str]:
@@ -145,7 +145,7 @@ async def chats(folder: Path, pairs: int) -> dict[str, Any]:
             talk.append({"role": "user", "content": words})
             options = {"num_predict": 4, "seed": block}
             name, answer = await ask(
-                cluster, "/api/chat", {"model": model, "messages": talk, "options": options}
+                cluster, "/api/chat", {"model": DEFAULT_MODEL, "messages": talk, "options": options}
             )
             talk.append({"role": "assistant", "content": answer["message"]["content"]})
             return name
@@ -187,14 +187,14 @@ async def chats(folder: Path, pairs: int) -> dict[str, Any]:
 
 async def unequal_servers(folder: Path, pairs: int) -> dict[str, Any]:
     """Two servers with a thread each, one of them slower; each arm knows what it has measured so far."""
-    async with two_servers(folder, "--num-parallel", "1", "--threads", "1") as both:
-        await load(both)
-        with limited(await engine_pid(both.servers[1]), SLOWNESS):
-            return await _unequal(both, pairs)
-
-
-async def _unequal(both: Servers, pairs: int) -> dict[str, Any]:
+    source = ensure_model(DEFAULT_MODEL, ModelStore()).path
+    files = folder / "a" / "story.gguf", folder / "b" / "story.gguf"
+    for file, times in zip(files, (1, DEPTH), strict=True):
+        file.parent.mkdir(parents=True)
+        deepened(source, file, times)
     async with (
+        two_servers(folder, "--num-parallel", "1", "--threads", "1", models=files) as both,
+        loaded(both, "story:latest"),
         routed(both.members(), "least-inflight", SEED) as plain,
         routed(both.members(), "predicted", SEED) as predicted,
     ):
@@ -205,7 +205,7 @@ async def _unequal(both: Servers, pairs: int) -> dict[str, Any]:
             prompt = f"{next(nonces)}: tell me about the sea at night."
             options = {"num_predict": tokens, "seed": block}
             begun_s = time.perf_counter()
-            body = {"model": both.servers[0].model, "prompt": prompt, "options": options}
+            body = {"model": "story:latest", "prompt": prompt, "options": options}
             name, _ = await ask(clusters[route], "/api/generate", body)
             return time.perf_counter() - begun_s, name
 

@@ -1,16 +1,13 @@
-"""Two embedded servers as the routing benchmark uses them, one of them perhaps on a slower host."""
+"""Two embedded servers as the routing benchmark uses them, and a model that makes one of them slow."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import signal
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,8 @@ from embedded_server import EmbeddedServer, embedded_server
 
 from ollamalab.cluster import Cluster, Member
 from ollamalab.connection import OllamaConnection
+from ollamalab.embedded.gguf_file import read_gguf
+from ollamalab.embedded.gguf_header import TensorRow, field_entry, header, padding_bytes
 from ollamalab.protocol.calls import UPSTREAM_HEADER
 from ollamalab.protocol.upstream import Request
 from ollamalab.settings import ClusterSettings
@@ -28,23 +27,10 @@ from ollamalab.settings import ClusterSettings
 NAMES = ("a", "b")
 STILL = ClusterSettings(probe_interval_s=3600.0)
 
-#: A processor that is given out in such turns, as a container's quota or ``cpulimit`` does it; short
-#: beside the time of a token, so that every token is slower and none is late.
-_TURN_S = 0.02
+#: Tensors that decide what a block adds; quantised or not, zeros in the file are zeros.
+_OUTPUTS = ("attn_output.weight", "ffn_down.weight")
 
 _EVALUATED = re.compile(r"^llamacpp:prompt_tokens_total (\d+)", re.MULTILINE)
-
-_LIMITER = """
-import os, signal, sys, time
-pid, turn_s, ratio = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
-parent = os.getppid()
-while os.getppid() == parent:
-    os.kill(pid, signal.SIGCONT)
-    time.sleep(turn_s * ratio)
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(turn_s * (1 - ratio))
-os.kill(pid, signal.SIGCONT)
-"""
 
 
 @dataclass
@@ -69,13 +55,16 @@ class Servers:
 
 
 @asynccontextmanager
-async def two_servers(folder: Path, *flags: str) -> AsyncIterator[Servers]:
-    """Run two servers with these flags."""
+async def two_servers(
+    folder: Path, *flags: str, models: tuple[Path, Path] | None = None
+) -> AsyncIterator[Servers]:
+    """Run two servers with these flags, each perhaps with a model of its own beside the others."""
     async with AsyncExitStack() as stack:
         servers = []
-        for name in NAMES:
-            (folder / name).mkdir(parents=True)
-            servers.append(await stack.enter_async_context(embedded_server(folder / name, *flags)))
+        for name, model in zip(NAMES, models or (None, None), strict=True):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            own = () if model is None else ("--model", str(model))
+            servers.append(await stack.enter_async_context(embedded_server(folder / name, *flags, *own)))
         connections = [await stack.enter_async_context(OllamaConnection(server.url)) for server in servers]
         yield Servers((servers[0], servers[1]), (connections[0], connections[1]))
 
@@ -91,10 +80,12 @@ async def routed(members: list[Member], route: str, seed: int, **options: Any) -
         yield cluster
 
 
-async def load(both: Servers) -> None:
-    """Have the model loaded on both servers, to stay."""
+@asynccontextmanager
+async def loaded(both: Servers, model: str) -> AsyncIterator[None]:
+    """Have a model loaded on both servers, to stay."""
     for server in both.servers:
-        await server.post("/api/generate", {"model": server.model, "keep_alive": -1})
+        await server.post("/api/generate", {"model": model, "keep_alive": -1})
+    yield
 
 
 async def ask(cluster: Cluster, path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -107,21 +98,34 @@ async def ask(cluster: Cluster, path: str, body: dict[str, Any]) -> tuple[str, d
         return reply.headers[UPSTREAM_HEADER], json.loads(said)
 
 
-async def engine_pid(server: EmbeddedServer) -> int:
-    """Return the process that computes, of a server with one model loaded."""
-    (engine,) = await server.get("/lab/engines")
-    return int(engine["pid"])
+def deepened(source: Path, target: Path, times: int) -> None:
+    """Write a model that says what the source says and takes about as many times as long over it.
 
+    Its blocks are those of the source and then copies of them whose outputs are zero: a block adds its
+    output to what comes in, so these change nothing, but are computed like the others.
 
-@contextmanager
-def limited(pid: int, ratio: float) -> Iterator[None]:
-    """Give a process this share of the time only, as on a host that is slower by as much."""
-    command = [sys.executable, "-c", _LIMITER, str(pid), str(_TURN_S), str(ratio)]
-    limiter = subprocess.Popen(command)
-    try:
-        yield
-    finally:
-        limiter.kill()
-        limiter.wait()
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+    Args:
+        source: A GGUF file.
+        target: The file to write.
+        times: Blocks per block of the source.
+    """
+    metadata, data = read_gguf(source), source.read_bytes()
+    entries = {key: data[start:end] for key, (start, end) in metadata.spans.items()}
+    key = f"{metadata.architecture}.block_count"
+    blocks = metadata.fields[key]
+    entries[key] = field_entry(key, blocks * times)
+    rows, contents = [], []
+    for tensor in metadata.tensors:
+        content = data[tensor.start : tensor.start + (tensor.size_bytes or 0)]
+        rows.append(TensorRow(tensor.name, tensor.shape, tensor.type_id))
+        contents.append(content)
+        if not tensor.name.startswith("blk."):
+            continue
+        _, number, name = tensor.name.split(".", 2)
+        for copy in range(1, times):
+            rows.append(TensorRow(f"blk.{int(number) + copy * blocks}.{name}", tensor.shape, tensor.type_id))
+            contents.append(bytes(len(content)) if name in _OUTPUTS else content)
+    with target.open("wb") as file:
+        file.write(header(list(entries.values()), rows, metadata.alignment))
+        for content in contents:
+            file.write(content + bytes(padding_bytes(len(content), metadata.alignment)))
