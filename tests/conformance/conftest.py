@@ -34,9 +34,10 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
 
 
 @pytest.fixture(scope="session")
-def expected(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+def expected(request: pytest.FixtureRequest, subject: Subject) -> Iterator[dict[str, Any]]:
     """What a real Ollama answered; with ``--record``, what this one does."""
-    recording = json.loads(_RECORDING.read_text()) if _RECORDING.exists() else {}
+    recording = json.loads(_RECORDING.read_text())
     yield recording
     if request.config.getoption("--record", default=False):
+        recording["recorded from"] = f"Ollama {subject.target.version}"
         _RECORDING.write_text(json.dumps(recording, indent=1, ensure_ascii=False) + "\n")

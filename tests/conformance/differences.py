@@ -15,6 +15,7 @@ DIFFERENCES: Mapping[str, str] = {
     "generate, too long, truncate off": _CHARSET,
     "generate, too long, shift off": _CHARSET,
     "chat, too long": _CHARSET,
+    "the_list_after_an_engine_died": "a model whose engine is dead is not in memory, so it is not listed",
     "embed, a chat model": _EMBEDS,
     "embeddings, a chat model": _EMBEDS,
     "v1 embeddings, a chat model": _EMBEDS,

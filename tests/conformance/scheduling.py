@@ -1,13 +1,15 @@
 """How a server loads, keeps, queues and drops: short scenes, each of which gives facts to compare.
 
 Facts are plain JSON values that no machine's speed changes. The server has one slot per model, as is the
-default; scenes of ``CROWDED`` need one that holds one model and lets one request wait.
+default; ``CROWDED_SCENES`` need a server of ours that holds one model and lets one request wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -39,11 +41,12 @@ _SETTLED_S = 0.4
 
 @dataclass
 class House:
-    """A server and two of its models."""
+    """A server and two of its models; ``pids`` gives its processes, parents first, if it is ours."""
 
     http: aiohttp.ClientSession
     model: str
     other: str
+    pids: Callable[[], tuple[int, ...]]
 
     async def post(self, path: str, **body: Any) -> tuple[int, Any]:
         """Return status and JSON of an answer in one piece."""
@@ -310,6 +313,36 @@ async def a_full_queue(house: House) -> Facts:
     }
 
 
+async def an_engine_that_dies(house: House) -> Facts:
+    """Whoever waits for it is told, status or no status, and the next request loads anew."""
+    await house.generate()
+    body = {"model": house.model, **_ENDLESS}
+    async with house.http.post("/api/generate", json=body) as streaming:
+        await streaming.content.readline()
+        os.kill(house.pids()[-1], signal.SIGKILL)
+        last = json.loads((await streaming.read()).splitlines()[-1])
+    anew = await house.is_loaded_anew()
+    in_one_piece = asyncio.create_task(house.post("/api/generate", **body))
+    await asyncio.sleep(_SETTLED_S)
+    os.kill(house.pids()[-1], signal.SIGKILL)
+    status, answer = await in_one_piece
+    # After the colon comes how it died: Ollama has "unexpected EOF", the embedded server an account.
+    return {
+        "fields of the last line": list(last),
+        "last line": last["error"].partition(": ")[0],
+        "next loads anew": anew,
+        "in one piece": [status, answer["error"].partition(": ")[0]],
+        "and after that": await house.is_loaded_anew(),
+    }
+
+
+async def the_list_after_an_engine_died(house: House) -> Facts:
+    """Whether a model is listed whose engine is dead, before anybody has asked it again."""
+    await house.generate()
+    os.kill(house.pids()[-1], signal.SIGKILL)
+    return {"listed": await house.names()}
+
+
 Scene = Callable[[House], Awaitable[Facts]]
 
 DEFAULT_SCENES: tuple[Scene, ...] = (
@@ -327,4 +360,9 @@ DEFAULT_SCENES: tuple[Scene, ...] = (
     unloading_a_busy_model,
     two_models_by_expiry,
 )
-CROWDED_SCENES: tuple[Scene, ...] = (one_model_at_a_time, a_full_queue)
+CROWDED_SCENES: tuple[Scene, ...] = (
+    one_model_at_a_time,
+    a_full_queue,
+    an_engine_that_dies,
+    the_list_after_an_engine_died,
+)

@@ -44,4 +44,4 @@ async def open_subject(
             is_embedded = opened.kind == "embedded" or opened.slots() is not None
         except SamplerUnavailable:
             is_embedded = False
-        yield Subject(opened, House(http, model, other), is_embedded and opened.kind != "ollama")
+        yield Subject(opened, House(http, model, other, opened.pids), is_embedded and opened.kind != "ollama")
