@@ -8,7 +8,7 @@ from typing import Self
 
 from ollamalab.cluster.booking import Booking
 from ollamalab.protocol.calls import UPSTREAM_HEADER
-from ollamalab.protocol.upstream import Reply, whole_of
+from ollamalab.protocol.upstream import Reply
 
 
 class RoutedReply:
@@ -29,11 +29,6 @@ class RoutedReply:
         self.headers[UPSTREAM_HEADER] = booking.member.name
         self._reply = reply
         self._booking = booking
-
-    @property
-    def whole(self) -> bytes | None:
-        """The body, if all of it has come; see ``whole_of``."""
-        return whole_of(self._reply)
 
     def chunks(self) -> AsyncIterator[bytes]:
         """Give the body as it arrives; raises what the member raises."""

@@ -37,6 +37,7 @@ class HttpReply:
             task switch between the read and its reader.
         failure: What ended the reply early.
         held_bytes: Of the body, come and not taken.
+        is_started: Whether status and headers have come.
         is_ended: Whether nothing more will come, for better or worse.
         waiting_since_s: Since when the reader waits for a byte; None while it does not.
     """
@@ -46,7 +47,6 @@ class HttpReply:
         "_held",
         "_is_read",
         "_is_resting",
-        "_is_started",
         "_waiter",
         "_wire",
         "connected_s",
@@ -54,6 +54,7 @@ class HttpReply:
         "headers",
         "held_bytes",
         "is_ended",
+        "is_started",
         "received_s",
         "sent_end_s",
         "status",
@@ -74,7 +75,7 @@ class HttpReply:
         self._held: deque[tuple[float, bytes]] = deque()
         self._is_resting = False
         self._is_read = False
-        self._is_started = False
+        self.is_started = False
         self._waiter: asyncio.Future[None] | None = None
         self._wire = wire
 
@@ -101,7 +102,7 @@ class HttpReply:
             if self._call is not None and self._call.rest_until_s:
                 await self._rest(self._call)
             else:
-                await self._news()
+                await self.news()
 
     @property
     def whole(self) -> bytes | None:
@@ -121,17 +122,14 @@ class HttpReply:
     ) -> None:
         self.leave()
 
-    async def started(self) -> None:
-        """Wait for status and headers.
-
-        Raises:
-            UpstreamTimeout: They did not come within the progress timeout.
-            BadReply: Something else came, or nothing.
-        """
-        while not self._is_started:
-            if self.failure is not None:
-                raise self.failure
-            await self._news()
+    async def news(self) -> None:
+        """Wait until more has come, or the end, or a failure."""
+        self._waiter = self._wire.loop.create_future()
+        self.waiting_since_s = time.perf_counter()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = self.waiting_since_s = None
 
     def leave(self) -> None:
         """Hang up on a reply that has not ended; its connection is of no more use."""
@@ -141,7 +139,7 @@ class HttpReply:
     def begin(self, status: int, headers: dict[str, str], at_s: float) -> None:
         """Take status and headers."""
         self.status, self.headers, self.received_s = status, headers, at_s
-        self._is_started = True
+        self.is_started = True
 
     def add(self, chunk: bytes, at_s: float) -> None:
         """Take what one read brought of the body."""
@@ -177,7 +175,7 @@ class HttpReply:
         timer = self._wire.loop.call_later(rest_s, self._end_rest)
         self._is_resting = True
         try:
-            await self._news()
+            await self.news()
         finally:
             self._is_resting = False
             timer.cancel()
@@ -190,12 +188,3 @@ class HttpReply:
     def _end_rest(self) -> None:
         self._is_resting = False
         self.wake()
-
-    async def _news(self) -> None:
-        """Wait for the wire to say that there is something new."""
-        self._waiter = self._wire.loop.create_future()
-        self.waiting_since_s = time.perf_counter()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = self.waiting_since_s = None

@@ -93,20 +93,18 @@ class Exchange:
     ) -> None:
         """Write a whole answer at once; ``error`` is what it tells of, for the log."""
         self.start(status, headers, length=len(body))
-        if body:
-            self._body_bytes += len(body)
-            self._outgoing.write(body)
-        self.end()
+        self._body_bytes = len(body)
+        self._outgoing.end(body)
+        self._ending = Ending.WHOLE
         self._error = None if error is None else str(error)
 
     def served(self) -> Served:
         """Return what is known at the end."""
         arrived_s = self.incoming.received_s
         call = self.call
-        path = self.incoming.target.partition("?")[0]
         return Served(
             method=self.incoming.method,
-            path=call.endpoint.path if call else path if path in OWN_PATHS or endpoint_of(path) else "other",
+            path=call.endpoint.path if call else _known_path(self.incoming.target),
             status=self._status,
             ending=self._ending,
             error=self._error,
@@ -119,3 +117,9 @@ class Exchange:
             e2e_s=time.perf_counter() - arrived_s,
             body_bytes=self._body_bytes,
         )
+
+
+def _known_path(target: str) -> str:
+    """Return the path of a request that no part has read; "other" if nobody knows it."""
+    path = target.partition("?")[0]
+    return path if path in OWN_PATHS or endpoint_of(path) else "other"

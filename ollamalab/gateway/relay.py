@@ -67,15 +67,18 @@ class Relay:
         if call.cache_control and not self._has_cache:
             refuse_if_only_cached(call)
         reply = await self._upstream.send(request)
+        is_stream = call.is_stream and call.endpoint.kind is Kind.GENERATION and reply.status == _OK
+        body = None if is_stream or request.method == "HEAD" else whole_of(reply)
+        if body is not None:
+            self._explain(reply.headers, call, exchange)
+            exchange.whole(reply.status, reply.headers, body)
+            return
         async with reply:
             self._explain(reply.headers, call, exchange)
-            is_stream = call.is_stream and call.endpoint.kind is Kind.GENERATION and reply.status == _OK
             # Of a stream no length is announced, so that an error can always be its last line.
             exchange.start(reply.status, reply.headers, length=None if is_stream else _length(reply))
             if is_stream:
                 await self._pass_stream(reply.chunks(), call, exchange)
-            elif (body := whole_of(reply)) is not None:
-                exchange.write(body)
             else:
                 await _pass_bytes(reply.chunks(), exchange)
             is_broken = exchange.tail is not None and exchange.tail.is_error

@@ -84,6 +84,7 @@ def whole_of(reply: Reply) -> bytes | None:
     """Return the body of a reply if all of it came with its head; None if ``chunks`` must be asked.
 
     A small answer mostly comes in one read, and nothing is left to wait for: a part that knows can
-    finish its work at once. A reply says so by an attribute ``whole``, which it need not have.
+    finish its work at once, and nobody has to leave such a reply. It says so by an attribute ``whole``,
+    which replies need not have.
     """
     return getattr(reply, "whole", None)
