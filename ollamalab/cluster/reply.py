@@ -8,7 +8,7 @@ from typing import Self
 
 from ollamalab.cluster.booking import Booking
 from ollamalab.protocol.calls import UPSTREAM_HEADER
-from ollamalab.protocol.upstream import Reply
+from ollamalab.protocol.upstream import Reply, Sink, pour
 
 
 class RoutedReply:
@@ -33,6 +33,10 @@ class RoutedReply:
     def chunks(self) -> AsyncIterator[bytes]:
         """Give the body as it arrives; raises what the member raises."""
         return self._reply.chunks()
+
+    async def pour(self, sink: Sink) -> None:
+        """Give the body to a sink; raises what the member raises."""
+        await pour(self._reply, sink)
 
     async def __aenter__(self) -> Self:
         return self

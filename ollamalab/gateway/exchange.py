@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 
@@ -73,9 +74,14 @@ class Exchange:
             self.tail.feed(data)
         self._outgoing.write(data)
 
-    async def drain(self) -> None:
-        """Wait while the client is too far behind; ask only if there is a backlog."""
-        await self._outgoing.drain()
+    def lag(self) -> asyncio.Future[None] | None:
+        """Return what to wait for while the client is too far behind; None if it is not."""
+        return self._outgoing.lag()
+
+    def take(self, data: bytes) -> asyncio.Future[None] | None:
+        """Write a part of the body; return what to wait for before the next."""
+        self.write(data)
+        return self._outgoing.lag()
 
     def end(self, error: OllamaLabError | None = None) -> None:
         """Finish the answer; with an error it is told as broken, though the body ends properly."""
