@@ -4,6 +4,7 @@
 
     OllamaLabError
     ├── SettingsError          bad input: the caller can mend it (exit status 2)
+    │   └── OutOfRange             a setting may not have this value
     ├── ModelError             a model file is corrupt or cannot be had
     │   └── ModelNotFound          no file has this model name
     ├── EngineError            a llama.cpp process did not start or died
@@ -33,6 +34,22 @@ class OllamaLabError(Exception):
 
 class SettingsError(OllamaLabError):
     """A setting, option or parameter is not usable; the message names it and its value."""
+
+
+class OutOfRange(SettingsError):
+    """A setting may not have this value.
+
+    Whoever read the value from somewhere can say so in the words of that place.
+
+    Args:
+        name: Of the setting, as its class has it.
+        rule: What it must be, and what it is: "must be > 0, got -1".
+    """
+
+    def __init__(self, name: str, rule: str) -> None:
+        super().__init__(f"{name} {rule}")
+        self.name = name
+        self.rule = rule
 
 
 class ModelError(OllamaLabError):

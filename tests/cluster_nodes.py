@@ -253,10 +253,11 @@ async def body_of(cluster: Cluster, request: Request) -> tuple[int, str, bytes]:
 
 
 def is_at_rest(cluster: Cluster) -> bool:
-    """Return whether nothing is booked anywhere."""
+    """Return whether nothing is booked anywhere, and no breaker waits for the end of a trial."""
     return all(
         member.view.in_flight == 0
         and not member.waiting
+        and not any(replica.breaker._is_trying for replica in member.replicas.values())
         and all(model.in_flight == 0 and model.booked_tokens == 0.0 for model in member.view.models.values())
         for member in cluster.members
     )

@@ -150,9 +150,9 @@ class Nvml:
 
     @property
     def nvmlDeviceGetFieldValues(self) -> Callable[..., list[Any]]:
-        def answer(_: int, fields: list[int]) -> list[Any]:
+        def answer(_: int, fields: list[tuple[int, int]]) -> list[Any]:
             values = []
-            for field in fields:
+            for field, _scope in fields:
                 status = self.field_errors.get(field, pynvml.NVML_SUCCESS)
                 value = pynvml.c_nvmlFieldValue_t(fieldId=field, nvmlReturn=status)
                 value.valueType = pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG

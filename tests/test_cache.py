@@ -370,20 +370,23 @@ class TestWhatIsKept:
             await store.has_written.wait()
             assert (await asked(cache, chat()))[0] == "hit"
 
-    async def test_while_it_runs_the_store_is_swept(
+    async def test_at_the_start_and_while_it_runs_the_store_is_swept(
         self, upstream: HeldUpstream, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Swept(MemoryStore):
-            has_swept = asyncio.Event()
+            sweeps: asyncio.Queue[None] = asyncio.Queue()
 
             async def sweep(self) -> int:
-                self.has_swept.set()
+                self.sweeps.put_nowait(None)
                 return await super().sweep()
 
-        monkeypatch.setattr("ollamalab.cache.response_cache._SWEEP_INTERVAL_S", 0.0)
         store = Swept(max_entries=5, max_bytes=10**6)
         async with ResponseCache(upstream, store=store):
-            await store.has_swept.wait()
+            await store.sweeps.get()
+        monkeypatch.setattr("ollamalab.cache.response_cache._SWEEP_INTERVAL_S", 0.0)
+        async with ResponseCache(upstream, store=store):
+            for _ in range(3):
+                await store.sweeps.get()
 
 
 class TestWhatIsAsked:

@@ -69,6 +69,52 @@ async def test_a_killed_redis_means_misses_and_a_restarted_one_works_again(
         assert store.statistics().errors == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "is_warned"),
+    [
+        (("--maxmemory", "50mb", "--maxmemory-policy", "noeviction"), True),
+        (("--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru"), False),
+        (("--maxmemory", "0", "--maxmemory-policy", "noeviction"), False),
+    ],
+)
+async def test_a_redis_that_would_take_no_new_answers_once_full_is_told_of_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: tuple[str, ...], is_warned: bool
+) -> None:
+    async with redis_server(tmp_path, *options) as running, opened(running.url) as store:
+        for _ in range(2):
+            await store.sweep()
+    if is_warned:
+        assert "set maxmemory-policy to allkeys-lru or volatile-lru" in one_warning(caplog)
+    else:
+        assert not caplog.records
+
+
+async def test_a_redis_that_is_away_at_the_start_is_looked_at_when_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with redis_server(tmp_path, "--maxmemory", "50mb") as running, opened(running.url) as store:
+        running.kill()
+        await store.sweep()
+        assert not caplog.records
+        await running.start()
+        await store.sweep()
+        assert "maxmemory_policy=noeviction" in one_warning(caplog)
+
+
+async def test_a_redis_that_does_not_tell_its_memory_is_asked_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        redis_server(tmp_path, "--rename-command", "INFO", "") as running,
+        opened(running.url) as store,
+    ):
+        await store.sweep()
+        running.kill()
+        await store.sweep()
+        assert not caplog.records
+        assert store.statistics().errors == 0
+
+
 async def test_a_restart_between_two_calls_is_not_noticed(
     running: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -165,6 +165,32 @@ def test_a_compressed_body_of_responses_is_not_read():
 
 
 @pytest.mark.parametrize(
+    ("path", "encoding"),
+    [("/v1/responses", "gzip"), ("/v1/responses", "ZSTD"), ("/v1/messages", "zstd"), ("/api/chat", "zstd")],
+)
+def test_a_body_that_only_claims_to_be_compressed_is_read(path: str, encoding: str):
+    """Ollama reads it as it stands; with its model unread it would pass the queue by."""
+    assert call_of(request_to(path, b'{"model":"m"}', content_encoding=encoding)).model == "m"
+
+
+FORM = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n--x--\r\n'
+
+
+def test_a_form_names_its_model():
+    headers = {"content_type": "multipart/form-data; boundary=x"}
+    call = call_of(request_to("/v1/audio/transcriptions", FORM, **headers))
+    assert (call.model, call.model_key) == ("whisper", "registry.ollama.ai/library/whisper:latest")
+    assert (call.is_stream, call.fields) == (False, {})
+
+
+@pytest.mark.parametrize("body", [b"", b"--x--\r\n", b'{"model":"m"}'])
+def test_a_form_without_a_model_is_refused_as_ollama_does_and_passes_no_queue_by(body: bytes):
+    with pytest.raises(RequestRefused, match="model is required") as caught:
+        named(request_to("/v1/audio/transcriptions", body, content_type="multipart/form-data; boundary=x"))
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
     ("path", "kind"),
     [
         ("/", Kind.READING),
@@ -173,6 +199,7 @@ def test_a_compressed_body_of_responses_is_not_read():
         ("/v1/embeddings", Kind.EMBEDDING),
         ("/v1/responses", Kind.GENERATION),
         ("/v1/messages", Kind.GENERATION),
+        ("/v1/audio/transcriptions", Kind.GENERATION),
         ("/v1/models/smollm2:135m", Kind.READING),
         ("/api/blobs/sha256:00", Kind.CHANGE),
         ("/api/delete", Kind.CHANGE),

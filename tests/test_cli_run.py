@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ollama_standin import serving
 from tiny_lab import add_notebook, add_parameters
 
 from ollamalab.report import load_run, read_manifest, run_folders
@@ -92,6 +94,7 @@ def test_one_failing_notebook_does_not_stop_the_rest(
     _, done = finished
     assert done.returncode == 1
     lines = done.stdout.splitlines()
+    lines = lines[next(number for number, line in enumerate(lines) if line.startswith("results/")) :]
     assert [line[:12] for line in lines[1:5]] == [
         "✓ 01_good   ",
         "✕ 02_failing",
@@ -180,6 +183,63 @@ def test_a_plan_is_shown_and_nothing_starts(tmp_path: Path) -> None:
     listed = ollamalab(tmp_path, "list").stdout
     assert "How good?" in listed
     assert not (tmp_path / "results").exists()
+
+
+def test_a_plan_says_how_long_how_large_and_what_is_missing(tmp_path: Path) -> None:
+    """Time beside its budget, models with how to get them, room on the disk, and that it is an estimate."""
+    add_notebook(
+        tmp_path,
+        "02_cold_start",
+        parameters='target: str = "embedded"\nmodel: str = "m"\npairs: int = 3',
+        estimate_s="pairs * load_s",
+    )
+    budget = "# Budget: 90 min.\ntarget: ollama\nmodel: qwen2.5:7b\npairs: 600\n"
+    add_parameters(tmp_path, "gpu", "02_cold_start", budget)
+    environment = {
+        **os.environ,
+        "OLLAMA_MODELS": str(tmp_path / "models"),
+        "PATH": "/nowhere",
+        "COLUMNS": "200",
+    }
+    done = subprocess.run(
+        command(["run", "--profile", "gpu", "--dry-run"]),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0
+    assert "~1 h 03 min of 1 h 30 min" in done.stdout
+    assert re.search(r"qwen2.5:7b +ollama +~4.3 GB +no: install Ollama, then ollama pull", done.stdout)
+    assert f"about 4.3 GB of models to come into {tmp_path / 'models'}" in done.stdout
+    assert "an estimate from assumed speeds" in done.stdout
+
+
+def test_a_run_warns_of_a_server_that_has_a_model_loaded(tmp_path: Path) -> None:
+    """The real run shows its plan and the evidence first, then runs all the same."""
+    add_notebook(tmp_path, "01_good", "pass", parameters="repeats: int = 3")
+    loaded = {"name": "llama3:8b", "size": 6_000_000_000, "expires_at": "2026-11-21T10:00:00.1Z"}
+    with serving({"/api/ps": {"models": [loaded]}}) as url:
+        done = subprocess.run(
+            command(["run"]),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OLLAMA_HOST": url.removeprefix("http://"), "COLUMNS": "200"},
+        )
+    assert done.returncode == 0
+    plan, warning, evidence, result = (
+        done.stdout.index(words)
+        for words in (
+            "1 experiment, profile quick",
+            "! this host serves already",
+            f"{url} has loaded llama3:8b (6.0 GB, kept until 2026-11-21T10:00:00)",
+            "1 done",
+        )
+    )
+    assert plan < warning < evidence < result
 
 
 @pytest.mark.parametrize(

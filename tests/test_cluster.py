@@ -7,8 +7,9 @@ import gc
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from cluster_nodes import (
@@ -30,6 +31,7 @@ from cluster_nodes import (
 from ollamalab.cluster import Cluster, Member, MemberState
 from ollamalab.connection import OllamaConnection
 from ollamalab.errors import BadReply, NoUpstream, RequestRefused, SettingsError, UpstreamError
+from ollamalab.protocol.upstream import Reply, Request, Upstream
 from ollamalab.settings import ClusterSettings
 
 GOOD_STATUS = 200
@@ -401,6 +403,53 @@ class TestMembership:
                 (kept, _) = cluster.statistics().members
                 assert kept.requests == 3
                 assert set(await answers(cluster, 4)) == {"a", "b"}
+
+    async def test_who_leaves_while_a_refusal_is_left_is_not_asked_next(self) -> None:
+        """The next one had been found by then; a reload in between took it away."""
+        a, b, c = Node("500"), Node(), Node()
+        async with clustered(a, b, c, settings=STILL) as cluster:
+            await listed(cluster)
+            first, _, third = cluster.members
+            first.upstream = Leaving(first.upstream, lambda: cluster.set_members([first, third]))
+            assert (await body_of(cluster, generate()))[:2] == (200, "c")
+            assert (len(a.asked), len(b.asked), len(c.asked)) == (1, 0, 1)
+
+    async def test_a_reason_to_look_that_comes_during_a_look_is_not_lost(self) -> None:
+        a, b = Node(), Node()
+        a.is_silent = True
+        slow = ClusterSettings(probe_interval_s=3600.0, probe_timeout_s=0.1)
+        async with clustered(a, b, settings=slow) as cluster:
+            await a.until(lambda: len(a.looks) == 1)
+            cluster.members[0].look.set()
+            await a.until(lambda: len(a.looks) == 2)
+
+
+class Leaving:
+    """An upstream that has something happen while the answer to an inference is left."""
+
+    def __init__(self, upstream: Upstream, happens: Callable[[], None]) -> None:
+        self._upstream = upstream
+        self._happens = happens
+
+    async def send(self, request: Request) -> Reply:
+        reply = await self._upstream.send(request)
+        return LeftReply(reply, self._happens) if request.method == "POST" else reply
+
+
+class LeftReply:
+    """A reply of such an upstream."""
+
+    def __init__(self, reply: Reply, happens: Callable[[], None]) -> None:
+        self.status, self.headers, self.chunks = reply.status, reply.headers, reply.chunks
+        self._reply = reply
+        self._happens = happens
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *failure: Any) -> None:
+        self._happens()
+        await self._reply.__aexit__(*failure)
 
 
 class TestLists:

@@ -284,6 +284,16 @@ class TestRoster:
         roster.changed()
         assert names_in(roster) == ["a", "b"]
 
+    def test_if_none_is_ready_the_first_that_is_so_again_is_alone(self) -> None:
+        """All stood in for nobody; time alone ends that, without a change that is told."""
+        roster, (a, b) = roster_of("a", "b")
+        a.health.refused(0.0, 2.0)
+        b.health.refused(0.0, 5.0)
+        roster.changed()
+        assert names_in(roster, 1.9) == ["a", "b"]
+        assert names_in(roster, 2.0) == ["a"]
+        assert names_in(roster, 5.0) == ["a", "b"]
+
     def test_a_model_on_no_list_may_be_where_no_list_is_known(self) -> None:
         roster, (a, _) = roster_of("a", "b")
         a.digests = None
@@ -298,10 +308,19 @@ class TestRoster:
         pool = roster.pool(KEY, 0.0)
         roster.set_resident(b, KEY, is_resident=True)
         assert pool.candidates.resident == [b.view]
-        roster.set_loaded(a, frozenset([KEY]))
-        roster.set_loaded(b, frozenset())
+        roster.set_loaded(a, frozenset([KEY]), before=frozenset())
+        roster.set_loaded(b, frozenset(), before=roster.loaded(b))
         assert pool.candidates.resident == [a.view]
         assert roster.pool(KEY, 0.0) is pool
+
+    def test_a_list_from_before_the_end_of_a_load_does_not_undo_it(self) -> None:
+        """Else the next request would go elsewhere and load the model there as well."""
+        roster, (a, _) = roster_of("a", "b")
+        roster.set_resident(a, "old", is_resident=True)
+        asked = roster.loaded(a)
+        roster.set_resident(a, KEY, is_resident=True)
+        roster.set_loaded(a, frozenset(["other"]), before=asked)
+        assert roster.loaded(a) == {KEY, "other"}
 
     def test_places_are_those_of_all_that_may_be_asked(self) -> None:
         roster, (a, _, _) = roster_of("a", "b", "c")
@@ -465,3 +484,24 @@ def test_tools_and_parts_of_messages_count() -> None:
     body = json.dumps(fields).encode()
     call = call_of(Request(method="POST", path="/v1/chat/completions", body=body))
     assert prompt_of(call) == '[{"name":"t"}]\nuser\nlook'
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "prompt"),
+    [
+        ("/v1/responses", {"instructions": "Be brief.", "input": "Hi."}, "Be brief.\nHi."),
+        (
+            "/v1/responses",
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi."}]}]},
+            "user\nHi.",
+        ),
+        (
+            "/v1/messages",
+            {"system": [{"text": "Be brief."}], "messages": [{"role": "user", "content": "Hi."}]},
+            "Be brief.\nuser\nHi.",
+        ),
+    ],
+)
+def test_each_api_has_its_own_names_for_the_prompt(path: str, fields: dict[str, object], prompt: str) -> None:
+    body = json.dumps({"model": "m", **fields}).encode()
+    assert prompt_of(call_of(Request(method="POST", path=path, body=body))) == prompt

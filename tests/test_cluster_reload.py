@@ -147,10 +147,41 @@ async def test_a_bad_file_changes_nothing_and_says_why(tmp_path: Path) -> None:
 async def test_what_needs_a_restart_is_said(tmp_path: Path) -> None:
     a, b = Node(), Node()
     async with running(a, b), gateway(tmp_path, ("a", a)) as serving:
-        await serving.take(("a", a), ("b", b), also="max_queue: 7\n")
-        while "event=reload_incomplete" not in serving.log():  # noqa: ASYNC110
+        await serving.take(("a", a), ("b", b), also="max_queue: 7\ncache: memory\nport: 0\n")
+        said = "event=reload_incomplete restart_needed_for=cache,max_queue"
+        while said not in serving.log():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+        assert "event=reloaded changed=upstream\n" in serving.log()
         assert set(await serving.upstreams()) == {"a", "b"}
+
+
+async def test_warm_models_are_taken_too_and_no_request_is_lost(tmp_path: Path) -> None:
+    """The models to be loaded change under load; the nodes count a load as a request like any other."""
+    a, b = Node(), Node()
+    async with running(a, b), gateway(tmp_path, ("a", a), ("b", b)) as serving:
+        answered, is_over = 0, False
+
+        async def client() -> None:
+            nonlocal answered
+            while not is_over:
+                assert (await serving.chat())[1]["done"]
+                answered += 1
+
+        async with asyncio.TaskGroup() as clients:
+            for _ in range(4):
+                clients.create_task(client())
+            for also in ("warm: [m]\n", "warm_keep: auto\n", ""):
+                await serving.take(("a", a), ("b", b), also=also)
+                seen = answered
+                while answered < seen + 20:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+            is_over = True
+        log = serving.log()
+        assert "event=reloaded changed=warm\n" in log
+        assert log.count("event=reloaded changed=warm,warm_keep\n") == 1
+        assert "event=reloaded changed=warm_keep\n" in log
+        assert "event=reload_incomplete" not in log
+        assert "Traceback" not in log
 
 
 async def test_another_address_under_the_same_name_is_another_server(tmp_path: Path) -> None:

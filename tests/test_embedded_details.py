@@ -257,7 +257,7 @@ async def test_8_stamps_and_digests_have_ollama_s_forms(server: EmbeddedServer) 
         ("POST", "/api/tags", 405, "405 method not allowed", "HEAD, GET"),
         ("POST", "/api/delete", 405, "405 method not allowed", "DELETE"),
         ("OPTIONS", "/api/chat", 405, "405 method not allowed", "POST"),
-        ("GET", "/api/tags/", 301, "", None),
+        ("GET", "/api/tags/", 301, '<a href="/api/tags">Moved Permanently</a>.\n\n', None),
         ("POST", "/api/chat/", 307, "", None),
     ],
 )

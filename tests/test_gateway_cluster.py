@@ -7,8 +7,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from cluster_nodes import KEY, MODEL, Node, running
+from cluster_nodes import KEY, MODEL, Node, is_at_rest, running
+from embedded_server import EmbeddedServer
 from gateway_service import Reply, Service, gateway
+
+from ollamalab.routing import POLICIES
 
 REQUESTS = 60
 CLIENTS = 8  # so many may be on their way to a bad server before it is known as one
@@ -86,6 +89,91 @@ async def test_one_bad_server_of_three_costs_no_request_that_had_not_begun(
         assert status["failovers"] == sum(moved.values())
 
 
+async def test_a_server_that_goes_silent_loses_nobody_and_is_used_again_once_it_speaks() -> None:
+    """It accepts connections and says nothing, as a stopped process: what waits there moves, by probes."""
+    silent, *good = nodes = [Node(), Node(), Node()]
+    async with (
+        running(*nodes),
+        gateway(
+            *(f"{node.url},name={name}" for name, node in zip("abc", nodes, strict=True)),
+            probe_interval="0.02",
+            probe_timeout="0.2",
+        ) as service,
+    ):
+        await listed(service, "a", "b", "c")
+        silent.is_silent = True
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(generate(service)) for _ in range(REQUESTS)]
+        replies = [task.result() for task in asked]
+        assert all(map(is_good, replies))
+        assert {reply.headers["X-Ollamalab-Upstream"] for reply in replies} == {"b", "c"}
+        assert sum(len(node.asked) for node in good) == REQUESTS
+        silent.is_silent = False
+        await service.until(lambda now: now["upstreams"][0]["state"] == "up")
+        names = {(await generate(service)).headers["X-Ollamalab-Upstream"] for _ in range(6)}
+        assert names == {"a", "b", "c"}
+        assert is_at_rest(service.running.pipeline.cluster)
+
+
+@pytest.mark.parametrize("route", sorted(POLICIES))
+@pytest.mark.parametrize("does", ["500", "503", "garbage"])
+async def test_who_fails_at_once_attracts_nothing_whatever_the_policy(route: str, does: str) -> None:
+    """Quick to be done with a request is not quick to answer it: three failures, or one that says why."""
+    bad, *good = nodes = [Node(does), Node(), Node()]
+    async with (
+        running(*nodes),
+        gateway(
+            *(f"{node.url},name={name}" for name, node in zip("abc", nodes, strict=True)), route=route
+        ) as service,
+    ):
+        await listed(service, "a", "b", "c")
+        for number in range(REQUESTS):
+            reply = await generate(service, prompt=f"chat {number % 7}")
+            assert is_good(reply)
+            assert reply.headers["X-Ollamalab-Upstream"] != "a"
+        assert len(bad.asked) <= 3 + 1  # another on trial, should the breaker's time have passed
+        assert sum(len(node.asked) for node in good) == REQUESTS
+
+
+@pytest.mark.parametrize(
+    ("does", "status", "words", "asked"),
+    [
+        ("500", 500, "it says 500", 3),
+        ("503", 503, "it says 503", 3),
+        ("garbage", 503, "not HTTP", 3),
+        ("hang", 504, "sent nothing in 0.1 s", 3),
+        ("cut", 200, "error", 1),
+    ],
+)
+async def test_if_all_servers_fail_the_client_is_told_how(
+    does: str, status: int, words: str, asked: int
+) -> None:
+    """What nobody answers has been asked of each server once; a stream that began, of nobody else."""
+    nodes = [Node(does) for _ in range(3)]
+    async with (
+        running(*nodes),
+        gateway(*(node.url for node in nodes), request_timeout="0.1", load_timeout="0.1") as service,
+    ):
+        await listed(service, *(member.name for member in service.running.pipeline.cluster.members))
+        reply = await generate(service)
+        assert reply.status == status
+        assert words in str(reply.lines[-1])
+        assert sum(len(node.asked) for node in nodes) == asked
+
+
+async def test_weights_of_3_and_2_serve_exactly_3_and_2_of_every_5() -> None:
+    a, b = Node(), Node()
+    async with (
+        running(a, b),
+        gateway(f"{a.url},name=a,weight=3", f"{b.url},name=b,weight=2", route="weighted") as service,
+    ):
+        await listed(service, "a", "b")
+        names = [(await generate(service)).headers["X-Ollamalab-Upstream"] for _ in range(40)]
+        for start in range(len(names) - 5):
+            assert Counter(names[start : start + 5]) == {"a": 3, "b": 2}
+        assert (len(a.asked), len(b.asked)) == (24, 16)
+
+
 async def test_failures_are_counted_once_each_by_kind() -> None:
     node = Node()
     async with (
@@ -123,12 +211,38 @@ async def test_no_server_at_start_is_a_503_with_retry_after_until_one_comes() ->
                 assert [model["name"] for model in (await lists.json())["models"]] == [MODEL]
 
 
-async def test_a_model_that_exists_nowhere_is_a_404_in_ollamas_words() -> None:
-    a, b = Node(), Node()
-    async with running(a, b), gateway(a.url, b.url) as service:
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/api/generate", "model 'nothing' not found"),
+        ("/api/chat", "model 'nothing' not found"),
+        ("/api/embed", 'model "nothing" not found, try pulling it first'),
+        ("/api/embeddings", 'model "nothing" not found, try pulling it first'),
+        ("/api/show", "model 'nothing:latest' not found"),
+        ("/v1/chat/completions", "model 'nothing' not found"),
+        ("/v1/completions", "model 'nothing' not found"),
+        ("/v1/embeddings", 'model "nothing" not found, try pulling it first'),
+    ],
+)
+async def test_a_model_that_exists_nowhere_is_a_404_in_ollamas_words(
+    server: EmbeddedServer, path: str, words: str
+) -> None:
+    """A server that answers at two addresses is two upstreams; neither has it."""
+    urls = server.url, server.url.replace("127.0.0.1", "localhost")
+    body = {
+        "model": "nothing",
+        "prompt": "hi",
+        "input": "hi",
+        "messages": [{"role": "user", "content": "hi"}],
+    }
+    async with gateway(*urls) as service:
         await listed(service, *(member.name for member in service.running.pipeline.cluster.members))
-        reply = await generate(service, model="nothing")
-        assert (reply.status, reply.lines) == (404, [{"error": "model 'nothing' not found"}])
+        reply = await service.post(path, body)
+        error = reply.lines[0]["error"]
+        assert (reply.status, error["message"] if path.startswith("/v1/") else error) == (404, words)
+        status = await service.at_rest()
+        assert status["failovers"] == 0
+        assert sum(sum(upstream["failures"].values()) for upstream in status["upstreams"]) == 0
 
 
 async def test_upstreams_that_disagree_on_a_model_are_not_cached_and_shown() -> None:
@@ -162,6 +276,6 @@ async def test_the_small_routes_are_answered_for_all() -> None:
                 assert headed.headers["Content-Length"] == got.headers["Content-Length"]
         async with service.http.get("/v1/models/two:1b") as reply:
             assert reply.status == 200
-        reply = await service.post("/api/pull", {"model": "three:1b"})
-        assert reply.status == 400
-        assert "ask the server itself" in reply.lines[0]["error"]
+        refused = await service.post("/api/pull", {"model": "three:1b"})
+        assert refused.status == 400
+        assert "ask the server itself" in refused.lines[0]["error"]

@@ -91,6 +91,37 @@ async def test_a_server_that_answers_a_stream_with_nothing_is_told_of_on_the_sam
         assert (queue["failed"], queue["cancelled"]) == (2, 0)
 
 
+FINAL = b'{"model":"m","message":{"role":"assistant","content":"a"},"done":true,"eval_count":1}\n'
+LISTED = b'{"models":[{"name":"m:latest","digest":"%b"}]}' % (64 * b"0")
+
+
+@pytest.mark.parametrize("field", ["format", "options", "tools"])
+async def test_objects_within_objects_are_passed_on_or_refused_at_every_depth(field: str):
+    """The cache wrote again what could just be read, where less of the stack was left: a 500."""
+
+    async def handle(peer: Peer) -> None:
+        while True:
+            is_chat = (await peer.request()).startswith(b"POST")
+            body = FINAL if is_chat else LISTED
+            await peer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+
+    async with (
+        raw(handle) as upstream,
+        gateway(upstream.url, cache="memory", route="prefix") as service,
+    ):
+        outcomes = []
+        for depth in range(850, 1010):
+            nested = depth * b'{"a":' + b"1" + depth * b"}"
+            body = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":false,"%b":%b}'
+            async with service.http.post("/api/chat", data=body % (field.encode(), nested)) as reply:
+                outcomes.append(reply.status)
+                if reply.status != 200:
+                    assert await reply.json() == {"error": "exceeded max depth"}
+        assert outcomes == sorted(outcomes)
+        assert (outcomes[0], outcomes[-1]) == (200, 400)
+        await service.at_rest()
+
+
 async def test_the_gateways_own_pages_have_their_names_in_its_metrics():
     async with ScriptedServer(QUICK) as upstream, gateway(upstream.url) as service:
         paths = ("/healthz", "/lab/status", "/metrics", "/nowhere")

@@ -1,4 +1,4 @@
-"""``/v1/responses`` and ``/v1/messages`` through the gateway: queued, counted, never cached."""
+"""What else generates text under ``/v1``, through the gateway: queued, counted, never cached."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 from gateway_service import gateway
 from raw_server import Peer, RawServer, raw
@@ -107,6 +108,31 @@ async def test_a_whole_answer_is_queued_too_and_never_kept(path: str):
         status = await service.at_rest()
         assert (status["queue"]["completed"], status["cache"]["bypassed"]) == (2, 2)
         assert sum(request.startswith(b"POST") for request in upstream.requests) == 2
+
+
+@pytest.mark.parametrize("in_one_read", [False, True])
+async def test_a_transcription_is_queued_by_the_model_in_its_form_and_passed_unchanged(in_one_read: bool):
+    body = b'{"text":"hello"}\n'
+
+    async def generate(peer: Peer) -> None:
+        head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+        if in_one_read:
+            head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body)
+        await peer.write(head + (body if in_one_read else chunk(body[:5])))
+        if not in_one_read:
+            await peer.write(chunk(body[5:]) + chunk(b""))
+
+    async with answering(generate) as upstream, gateway(upstream.url, cache="memory") as service:
+        form = aiohttp.FormData({"model": "m", "language": "en"})
+        form.add_field("file", b"RIFF" * 1000, filename="a.wav")
+        async with service.http.post("/v1/audio/transcriptions", data=form) as reply:
+            assert (reply.status, await reply.read()) == (200, body)
+            assert reply.headers["X-Ollamalab-Cache"] == "bypass"
+        queue = (await service.at_rest())["queue"]
+        assert (queue["completed"], queue["total"]) == (1, 1)
+        (sent,) = [request for request in upstream.requests if request.startswith(b"POST")]
+        assert b"RIFF" * 1000 in sent
+        assert b"content-type: multipart/form-data; boundary=" in sent
 
 
 @BOTH

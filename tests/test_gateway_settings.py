@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ollamalab.errors import SettingsError
 from ollamalab.settings import BatchSettings, GatewaySettings, UpstreamSettings
-from ollamalab.settings.files import gateway_keys, gateway_settings, parse_upstream
+from ollamalab.settings.files import changed_keys, gateway_keys, gateway_settings, parse_upstream
 from ollamalab.settings.values import read_bytes, read_seconds
 
 ONE = {"upstream": ["http://127.0.0.1:11434"]}
@@ -85,7 +86,17 @@ def test_what_yaml_reads_as_false_is_off(tmp_path: Path, word: str):
         ("upstream: h\nport: true", "port must be a whole number, got True"),
         ("upstream: h\nport: 70000", "port must be 0 to 65535, got 70000"),
         ("upstream: h\ncache_ttl: -1", "cache_ttl must be seconds or a duration such as 60 or 5m, got -1"),
-        ("upstream: h\ncache_policy: some", "policy must be one of all, deterministic, got 'some'"),
+        ("upstream: h\ncache_policy: some", ": cache_policy must be one of all, deterministic, got 'some'"),
+        ("upstream: h\ncache-ttl: 0", "gateway.yaml: cache_ttl must be > 0 and finite, got 0.0"),
+        ("upstream: h\nmax_concurrent: 0", "gateway.yaml: max_concurrent must be 1 to 1024, got 0"),
+        ("upstream: h\nqueue_ageing: 0", "gateway.yaml: queue_ageing must be > 0 and finite, got 0.0"),
+        ("upstream: h\nrequest_timeout: 0", "gateway.yaml: request_timeout must be > 0 and finite, got 0.0"),
+        ("upstream: h\nwrite_timeout: 0", "gateway.yaml: write_timeout must be > 0, got 0.0"),
+        ("upstream: h\nprobe_interval: 0", "gateway.yaml: probe_interval must be > 0 and finite, got 0.0"),
+        ("upstream: h\nwarm_keep: now", "gateway.yaml: warm_keep must be off or auto, got 'now'"),
+        ("upstream: h\nport: 1\nport: 2", "gateway.yaml, line 3: port is given twice; keep one"),
+        ("max_queue: 1\nmax-queue: 2", "gateway.yaml, line 2: max_queue is given twice; keep one"),
+        ("upstream:\n  - url: a\n    url: b", "gateway.yaml, line 3: url is given twice; keep one"),
         ("upstream: h\ncache_bytes: lots", "cache_bytes must be a size such as 256MiB, got 'lots'"),
         ("upstream: h\nqueue_share: 2", "queue_share must be a share from 0 to 1 such as 0.5, got 2"),
         ("upstream: h\nadmin: 1", "admin must be true or false, got 1"),
@@ -107,6 +118,35 @@ def test_what_yaml_reads_as_false_is_off(tmp_path: Path, word: str):
 def test_what_is_wrong_in_a_file_is_named_with_its_value(tmp_path: Path, text: str, words: str):
     with pytest.raises(SettingsError, match=re.escape(words)):
         gateway_settings(yaml_file(tmp_path, text + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cache_ttl": "0"}, "--cache-ttl must be > 0 and finite, got 0.0"),
+        ({"cache_ttl": "soon"}, "--cache-ttl must be seconds or a duration such as 60 or 5m, got 'soon'"),
+        ({"max_concurrent": "0"}, "--max-concurrent must be 1 to 1024, got 0"),
+        ({"max_concurrent": "few"}, "--max-concurrent must be auto or a whole number from 1, got 'few'"),
+        ({"port": "70000"}, "--port must be 0 to 65535, got 70000"),
+        ({"batch": "0"}, "--batch must be off, adaptive, a number of lines from 1"),
+        ({"warm_keep": "now"}, "--warm-keep must be off or auto, got 'now'"),
+    ],
+)
+def test_what_is_wrong_on_a_command_line_is_named_as_it_is_written_there(
+    tmp_path: Path, options: dict[str, object], words: str
+):
+    """Also where a file has the same key, whose value is not the one that counts."""
+    file = yaml_file(tmp_path, "cache_ttl: 0\nmax_concurrent: 0\nport: -1\nbatch: x\nwarm_keep: x\n")
+    good: dict[str, object] = {
+        "cache_ttl": "60",
+        "max_concurrent": "auto",
+        "port": "1",
+        "batch": "off",
+        "warm_keep": "off",
+    }
+    with pytest.raises(SettingsError, match=re.escape(words)) as caught:
+        gateway_settings(file, {**ONE, **good, **options})
+    assert str(caught.value).startswith("--")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):
@@ -183,3 +223,17 @@ def test_durations_are_read_with_their_units(text: object, seconds: float):
 def test_every_key_can_be_written_with_dashes(tmp_path: Path):
     assert all(key == key.lower() and "-" not in key for key in gateway_keys())
     assert gateway_settings(yaml_file(tmp_path, "upstream: h\nmax-queue: 7\n")).queue.max_queue == 7
+
+
+def test_keys_that_differ_are_named_as_the_file_has_them():
+    before = gateway_settings(options={"upstream": ["a"], "cache": "memory"})
+    after = gateway_settings(
+        options={"upstream": ["a", "b"], "cache": "memory", "cache_ttl": "5m", "warm": ["m"], "admin": True}
+    )
+    assert changed_keys(before, before) == changed_keys(before, replace(before)) == ()
+    assert changed_keys(before, after) == ("upstream", "warm", "admin")  # 5m is the default
+    assert changed_keys(before, replace(after, port=1, upstreams=before.upstreams)) == (
+        "port",
+        "warm",
+        "admin",
+    )

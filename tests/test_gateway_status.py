@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from msgspec.structs import replace as altered
@@ -20,6 +20,7 @@ from ollamalab.gateway.status import Snapshot, status_of, status_page
 from ollamalab.gateway.traffic import BUCKETS_S, Traffic, log_line
 from ollamalab.metrics import summarise
 from ollamalab.queueing import ClientStatistics, QueueStatistics
+from ollamalab.warmup import Totals, WarmupStatistics
 
 SERVED = Served(
     method="POST",
@@ -114,7 +115,7 @@ def busy() -> Traffic:
     for served in (
         SERVED,
         altered(SERVED, cache="hit", first_byte_s=0.0004, e2e_s=0.0006, queue_s=None),
-        altered(SERVED, status=503, cache=None, first_byte_s=0.001, queue_s=None),
+        altered(SERVED, status=503, first_byte_s=0.001),
         altered(SERVED, status=None, ending=Ending.CLIENT_GONE, first_byte_s=None),
     ):
         traffic.observe(served)
@@ -200,12 +201,41 @@ class TestMetrics:
         assert found[f"{name}_bucket{{cache=hit,le=0.001}}"] == 1
         assert found["ollamalab_e2e_seconds_count{cache=miss}"] == 2
         assert found["ollamalab_e2e_seconds_sum{cache=miss}"] == 4.0
-        assert found["ollamalab_queue_wait_seconds_count{}"] == 2
+        assert found["ollamalab_queue_wait_seconds_count{}"] == 3
+
+    def test_refusals_do_not_hide_how_long_answers_take(self) -> None:
+        """They are counted, and so is what they waited."""
+        traffic = Traffic()
+        traffic.observe(altered(SERVED, status=503, first_byte_s=0.001, e2e_s=0.001))
+        found = samples(snapshot(traffic))
+        assert not [name for name in found if name.startswith(("ollamalab_first_byte", "ollamalab_e2e"))]
+        assert found["ollamalab_queue_wait_seconds_count{}"] == 1
 
     def test_what_a_part_cannot_tell_has_no_sample(self) -> None:
         found = samples(snapshot(busy()))
         assert "ollamalab_cache_expired_total{}" not in found
         assert not [name for name in samples(snapshot(cache=None)) if name.startswith("ollamalab_cache")]
+
+    def test_the_ledger_of_warm_models_is_there_whole_and_only_if_it_is_kept(self) -> None:
+        values = {field.name: number + 1 for number, field in enumerate(fields(Totals))}
+        warm = replace(snapshot(), warmup=WarmupStatistics(totals=Totals(**values), models=()))
+        found = {name: value for name, value in samples(warm).items() if "_warmup_" in name}
+        assert found == {
+            "ollamalab_warmup_preloads_total{}": values["preloads"],
+            "ollamalab_warmup_renewals_total{}": values["renewals"],
+            "ollamalab_warmup_failures_total{}": values["failures"],
+            "ollamalab_warmup_cold_starts_total{outcome=avoided}": values["avoided"],
+            "ollamalab_warmup_cold_starts_total{outcome=suffered}": values["suffered"],
+            "ollamalab_warmup_load_seconds_total{outcome=avoided}": values["saved_s"],
+            "ollamalab_warmup_load_seconds_total{outcome=suffered}": values["suffered_s"],
+            "ollamalab_warmup_holds_total{ending=avoided}": values["avoided"],
+            "ollamalab_warmup_holds_total{ending=wasted}": values["wasted"],
+            "ollamalab_warmup_holds_total{ending=undecided}": values["undecided"],
+            "ollamalab_warmup_held_seconds{}": values["held_s"],
+            "ollamalab_warmup_wasted_seconds{}": values["wasted_s"],
+        }
+        assert set(found.values()) == set(values.values())
+        assert not [name for name in samples(snapshot()) if "_warmup_" in name]
 
     def test_each_scrape_is_taken_anew(self) -> None:
         traffic = Traffic()

@@ -141,10 +141,10 @@ def test_buffers_tell_mean_and_greatest_since_they_were_last_read() -> None:
     sampler = GpuSampler(nvml, clock=clock)
     assert sampler.read()["gpu0"]["power_buffer_mean_w"] is None
     fill(nvml, 2_000, 100_000, 200_000, 600_000)
-    clock.now_s += 1
+    clock.now_s += 2
     values = sampler.read()["gpu0"]
     assert (values["power_buffer_mean_w"], values["power_buffer_max_w"]) == (300.0, 600.0)
-    clock.now_s += 1
+    clock.now_s += 2
     assert "power_buffer_mean_w" not in sampler.read()["gpu0"]
 
 

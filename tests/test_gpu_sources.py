@@ -19,7 +19,11 @@ import psutil
 import pynvml
 import pytest
 from gpu_machine import DCGM_PAGE, MACHINE, NAME, SMI, nvidia_smi, page, recording
+from hypothesis import given
+from hypothesis import strategies as st
 from nvml_standin import Nvml
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily
 
 from ollamalab.errors import OllamaLabError, RunError, SamplerUnavailable, SettingsError
 from ollamalab.gpu import (
@@ -205,6 +209,8 @@ def test_an_endpoint_that_comes_and_goes_is_asked_again() -> None:
     [
         ("go_goroutines 5\n", "tells no GPU: it has no metric of DCGM's or of ours"),
         ('DCGM_FI_DEV_GPU_UTIL{gpu="0" 85\n', "cannot be read"),
+        ('DCGM_FI_DEV_GPU_UTIL{gpu="0"}\n', "cannot be read"),
+        ("DCGM_FI_DEV_GPU_UTIL{gpu=0} 85\n", "cannot be read"),
         ("", "tells no GPU"),
     ],
 )
@@ -232,6 +238,37 @@ def test_mig_instances_of_dcgm_have_the_names_that_nvml_gives_them() -> None:
     assert set(found) == {"gpu1", "gpu1/mig3", "gpu1/mig5"}
     assert found["gpu1/mig5"]["memory_used_bytes"] == 20 << 20
     assert names["gpu1/mig3"] == "NVIDIA A800"
+
+
+@given(
+    name=st.text(st.characters(codec="utf-8"), max_size=20),
+    value=st.floats(0, 1e15),
+)
+def test_whatever_a_library_writes_is_read_as_it_was(name: str, value: float) -> None:
+    """Our reader is seven times as fast as the library's; it must not be more forgetful."""
+    family = CounterMetricFamily("ollamalab_gpu_energy_joules", "Energy.", labels=["gpu", "name"])
+    family.add_metric(["gpu0", name], value)
+
+    class Collector:
+        def collect(self) -> Iterator[CounterMetricFamily]:
+            yield family
+
+    registry = CollectorRegistry()
+    registry.register(Collector())  # type: ignore[arg-type]
+    found, names = read_page(generate_latest(registry).decode())
+    assert found["gpu0"]["energy_j"] == value
+    assert names == {"gpu0": name}
+
+
+def test_numbers_that_say_nothing_are_none() -> None:
+    lines = [
+        'DCGM_FI_DEV_GPU_UTIL{gpu="0",UUID="GPU-1f"} NaN',
+        'DCGM_FI_DEV_CLOCKS_EVENT_REASONS{gpu="0",UUID="GPU-1f"} +Inf',
+        'DCGM_FI_DEV_FB_USED{gpu="0",UUID="GPU-1f"} 140737488355328',
+        'DCGM_FI_DEV_GPU_TEMP{gpu="0",UUID="GPU-1f"} 61 1700000000000',
+    ]
+    values = read_page("\n".join(lines))[0]["gpu0"]
+    assert {name: value for name, value in values.items() if value is not None} == {"temperature_c": 61}
 
 
 def test_every_value_has_a_metric_of_its_own() -> None:
@@ -301,15 +338,15 @@ def test_an_nvidia_smi_that_hangs_is_noted_and_holds_nobody_up(tmp_path: Path) -
 
 
 def test_an_nvidia_smi_that_ends_is_unavailable_from_then_on(tmp_path: Path) -> None:
-    command = nvidia_smi(tmp_path, lines=1, then="Unable to determine the device handle: GPU is lost.")
+    said = "Unable to determine the device handle: GPU is lost."
     other = Other()
     with (
-        NvidiaSmiSampler(command, interval_s=0.01) as source,
-        Sampling([source, other], interval_s=0.001) as s,
+        NvidiaSmiSampler(nvidia_smi(tmp_path, lines=1, then=said), interval_s=0.05) as source,
+        Sampling([source, other], interval_s=0.001) as sampling,
     ):
-        while not s.notes:
+        while f"nvidia-smi has ended: {said}" not in sampling.notes:
             other.wait_for_more(1)
-    assert s.notes == ["nvidia-smi has ended: Unable to determine the device handle: GPU is lost."]
+        other.wait_for_more()
 
 
 def test_without_the_command_that_is_the_reason() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpu_machine import recording
 from lab_samples import E2E, compared
 
 from ollamalab import lab
@@ -262,3 +263,11 @@ async def test_a_claim_without_a_number_says_which_direction_it_claims(experimen
             experiment.settle("C16", faster, subject)
         experiment.settle("C16", faster, subject, claimed="lower")
         assert experiment.save().verdicts[0].claimed == "lower"
+
+
+async def test_gpu_samples_of_a_run_may_come_from_elsewhere(experiment: Lab, tmp_path: Path) -> None:
+    """Such as the monitor of a remote host; here a recording."""
+    with experiment.watch(gpus=str(recording(tmp_path / "a.samples.parquet"))) as sampling:
+        pass
+    experiment.keep(sampling)
+    assert {"host", "gpu0"} == set(experiment.save().samples["source"])

@@ -61,7 +61,7 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int, str]:
         (("--upstream", "gpu1,wieght=3"), "'wieght=3'"),
         ((*UPSTREAM, "--batch", "sometimes"), "'sometimes'"),
         ((*UPSTREAM, "--cache-bytes", "lots"), "'lots'"),
-        ((*UPSTREAM, "--queue-timeout", "0"), "queue_timeout"),
+        ((*UPSTREAM, "--queue-timeout", "0"), "--queue-timeout must be > 0"),
         ((*UPSTREAM, "--max-concurrent", "few"), "'few'"),
         ((*UPSTREAM, "--port", "70000"), "70000"),
         ((*UPSTREAM, "--cache", "tape:/dev/st0"), "tape"),

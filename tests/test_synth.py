@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -13,10 +13,12 @@ import pytest
 from embedded_server import embedded_server
 
 from ollamalab.client import OllamaClient
+from ollamalab.embedded.derive import derive_model
 from ollamalab.embedded.fetch import ensure_model
 from ollamalab.embedded.gguf_file import read_gguf
+from ollamalab.embedded.gguf_header import TYPE_IDS, TensorRow
 from ollamalab.embedded.models import DEFAULT_MODEL, ModelStore, sha256_of
-from ollamalab.embedded.random_weights import QUANTS, draw_ahead, pieces
+from ollamalab.embedded.random_weights import QUANTS, weights
 from ollamalab.embedded.shapes import SHAPES, find_shape
 from ollamalab.embedded.synth import Recipe, synth_model, write_synthetic
 from ollamalab.errors import ModelError, SettingsError
@@ -121,43 +123,41 @@ def test_the_vocabulary_has_the_size_of_the_shape_and_no_token_twice(tmp_path: P
 
 def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path: Path, smollm2: Path) -> None:
     digests = [
-        write_synthetic(
-            Recipe(shape=TINY, quant="q4_0", seed=seed), tmp_path / f"{number}.gguf", tokenizer=smollm2
-        ).digest
+        sha256_of(
+            write_synthetic(
+                Recipe(shape=TINY, quant="q4_0", seed=seed), tmp_path / f"{number}.gguf", tokenizer=smollm2
+            ).path
+        )
         for number, seed in enumerate((5, 5, 6))
     ]
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_weights_do_not_depend_on_the_number_of_threads() -> None:
-    rows = Recipe(shape=TINY, quant="q8_0").rows()
-    one, four = (b"".join(d.tobytes() for d in draw_ahead(pieces(rows, 32), 1, threads=n)) for n in (1, 4))
-    assert one == four
-
-
-def test_a_large_shape_is_drawn_in_small_pieces_that_cover_it() -> None:
-    """So that memory does not grow with the model: 72B in pieces of 16 MiB at most."""
+def test_a_large_model_is_written_from_a_few_pools_in_small_pieces() -> None:
+    """So that memory does not grow with the model: the first pieces of 72B share their memory."""
     rows = Recipe(shape=SHAPES["72b"], quant="f16").rows()
-    sizes = [(piece.size_bytes, piece.padding_bytes) for piece in pieces(rows, 32)]
-    assert max(size for size, _ in sizes) <= 16 * 2**20
-    assert sum(size for size, _ in sizes) == sum(row.size_bytes for row in rows)
+    drawn = [piece for piece, _ in zip(weights(rows, 0, 32), range(300), strict=False)]
+    assert sum(map(len, drawn)) > 2e9
+    assert max(map(len, drawn)) <= 8 * 2**20
+    assert len({id(piece.obj) for piece in drawn if len(piece) > 2**20}) == 1
 
 
-def test_pieces_are_drawn_only_a_few_ahead() -> None:
-    """A slow disk is not outrun: with two threads, what is drawn waits at most three pieces long."""
-    rows = Recipe(shape=SHAPES["7b"], quant="q4_0").rows()[:3]
-    taken = 0
+@pytest.mark.parametrize("quant", QUANTS)
+def test_the_rows_of_a_matrix_all_differ(quant: str) -> None:
+    """Equal rows would be tokens of equal scores; so the pool that they go round has a prime length."""
+    row = TensorRow("output.weight", (256, 30_000), TYPE_IDS[quant])
+    data = b"".join(weights([row], 0, 32))
+    assert len(data) == row.size_bytes
+    row_bytes = row.size_bytes // 30_000
+    found = {data[start : start + row_bytes] for start in range(0, len(data), row_bytes)}
+    assert len(found) == 30_000
 
-    def counted() -> Iterator[object]:
-        nonlocal taken
-        for piece in pieces(rows, 32):
-            taken += 1
-            yield piece
 
-    drawn = draw_ahead(counted(), 0, threads=2)  # type: ignore[arg-type]
-    for number, _ in zip(range(4), drawn, strict=False):
-        assert taken <= number + 3
-    drawn.close()  # type: ignore[attr-defined]
+def test_tensors_of_one_shape_differ() -> None:
+    rows = [TensorRow(f"blk.{layer}.attn_q.weight", (256, 256), TYPE_IDS["q4_0"]) for layer in range(2)]
+    one, padding, two, _ = (bytes(piece) for piece in weights(rows, 0, 32))
+    assert one != two
+    assert padding == b""
 
 
 async def test_the_embedded_server_loads_a_tiny_model_and_says_that_it_is_synthetic(
@@ -188,6 +188,31 @@ def test_the_command_writes_a_file_and_says_how_fast(tmp_path: Path, smollm2: Pa
     assert f"tiny.gguf (synthetic) is at {file}" in done.stdout
     assert read_gguf(file).fields["ollamalab.synthetic"] is True
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
+def test_a_model_goes_into_the_store_and_is_listed_with_its_mark(
+    tmp_path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a name that does not say so, too; derived and original models stand beside it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store = ModelStore()
+    (store.folder / "smollm2").mkdir(parents=True)
+    (store.folder / "smollm2" / "135m.gguf").symlink_to(smollm2)
+    for arguments in (["--quant", "q8_0"], ["--name", "mine:1"]):
+        assert command("--shape", "tiny", *arguments).returncode == 0
+    derive_model("mine:1", store, "q8_0")
+    listed = subprocess.run(
+        [sys.executable, "-m", "ollamalab", "models", "list"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "200"},
+    ).stdout
+    rows = {line.partition("  ")[0]: line for line in listed.splitlines()}
+    assert rows["synthetic:tiny-q8_0"].rstrip().endswith("synthetic: random weights")
+    assert rows["mine:1 (synthetic)"].rstrip().endswith("synthetic: random weights")
+    assert rows["mine:1-q8_0 (synthetic)"].rstrip().endswith("synthetic: mine:1 Q4_0")
+    assert rows["smollm2:135m"].split()[-1] == store.find("smollm2").digest[:12]
 
 
 @pytest.mark.parametrize(

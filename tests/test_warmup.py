@@ -366,6 +366,26 @@ class TestBooks:
         totals = desk.warmth("a").totals(desk.now_s)
         assert (totals.wasted, totals.held_s, totals.wasted_s) == (1, 290.0, 290.0)
 
+    def test_it_made_room_for_another_before_anybody_looked(self):
+        """It went when the load of the other began, not when that was seen."""
+        desk = self.held()
+        desk.now_s += 3
+        desk.use("b", load_s=LOAD_S, takes_s=LOAD_S + 1)
+        desk.now_s += 6
+        desk.show(b=desk.now_s + KEEP_S)
+        totals = desk.warmth("a").totals(desk.now_s)
+        assert (totals.wasted, totals.held_s, totals.wasted_s) == (1, 93.0, 93.0)
+
+    def test_it_was_still_there_after_the_last_load_of_another_or_that_was_none(self):
+        desk = self.held()
+        desk.use("b", load_s=LOAD_S, takes_s=10.0)
+        desk.show(a=desk.now_s + 190, b=desk.now_s + KEEP_S)
+        desk.now_s += 5
+        desk.fail("nope")
+        desk.now_s += 5
+        desk.show()
+        assert desk.warmth("a").totals(desk.now_s).held_s == 110.0
+
     def test_time_that_runs_is_counted_until_the_expiry_even_between_two_looks(self):
         desk = self.held()
         assert desk.warmth("a").totals(desk.now_s).held_s == 90.0

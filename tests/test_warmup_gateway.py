@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from embedded_server import EmbeddedServer
 from gateway_service import gateway
 from memory_server import HandClock, MemoryServer
 
-from ollamalab.settings import UpstreamSettings
+from ollamalab.settings import GatewaySettings
+from ollamalab.settings.files import gateway_settings
+
+
+def settings_of(*servers: MemoryServer, **options: Any) -> GatewaySettings:
+    return gateway_settings(options={"upstream": [server.url for server in servers], **options})
 
 
 async def test_nothing_is_sent_or_told_unless_asked_for() -> None:
@@ -32,14 +39,29 @@ async def test_an_upstream_that_joins_gets_them_too() -> None:
     first, second = MemoryServer(HandClock(), "a"), MemoryServer(HandClock(), "a")
     async with first.serving(), second.serving(), gateway(first.url, warm=["a"]) as service:
         await service.until(lambda now: now["warmup"]["totals"]["preloads"] == 1)
-        upstreams = (UpstreamSettings(url=first.url), UpstreamSettings(url=second.url))
-        await service.running.pipeline.take_upstreams(upstreams)
+        await service.running.pipeline.take(settings_of(first, second, warm=["a"]))
         await service.until(lambda now: now["warmup"]["totals"]["preloads"] == 2)
         assert len(first.asked) == len(second.asked) == 1
-        await service.running.pipeline.take_upstreams(upstreams[1:])
+        await service.running.pipeline.take(settings_of(second, warm=["a"]))
         status = await service.status()
         assert len(status["warmup"]["models"]) == 1
         assert status["warmup"]["totals"]["preloads"] == 2  # what was done is not forgotten
+
+
+async def test_other_models_are_kept_warm_from_a_reload_on() -> None:
+    """Off at the start, then one model, then another beside it, then off again: each is loaded once."""
+    server = MemoryServer(HandClock(), "a", "b")
+    async with server.serving(), gateway(server.url) as service:
+        pipeline = service.running.pipeline
+        await pipeline.take(settings_of(server, warm=["a"]))
+        await service.until(lambda now: now["warmup"] and now["warmup"]["totals"]["preloads"] == 1)
+        await pipeline.take(settings_of(server, warm=["a", "b"]))
+        await service.until(lambda now: now["warmup"]["totals"]["preloads"] == 2)
+        assert [body["model"] for _, body in server.asked] == ["a", "b"]
+        await pipeline.take(settings_of(server))
+        status = await service.at_rest()
+        assert status["warmup"]["models"] == []
+        assert status["warmup"]["totals"]["preloads"] == 2
 
 
 async def test_the_ledger_follows_the_traffic(server: EmbeddedServer) -> None:

@@ -14,6 +14,7 @@ def add_notebook(
     parameters: str = "",
     question: str = "Why?",
     minutes: float | None = 0.1,
+    estimate_s: str = "",
 ) -> Path:
     """Write a notebook: heading, parameters cell, then one code cell per text; return its file.
 
@@ -24,10 +25,11 @@ def add_notebook(
         parameters: Source of the parameters cell.
         question: For the metadata.
         minutes: For the metadata; None leaves it out.
+        estimate_s: For the metadata; "" leaves it out.
     """
     notebook = nbformat.v4.new_notebook()
-    about = {"question": question, "hardware": "any"}
-    notebook.metadata["ollamalab"] = about if minutes is None else {**about, "minutes": minutes}
+    about = {"question": question, "hardware": "any", "minutes": minutes, "estimate_s": estimate_s}
+    notebook.metadata["ollamalab"] = {name: value for name, value in about.items() if value not in (None, "")}
     notebook.cells = [
         nbformat.v4.new_markdown_cell(f"# About {name}"),
         nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),

@@ -32,6 +32,7 @@ _PAUSE_S = 5.0  #: without Redis after it was lost, then one call tries
 _STEP_PATIENCE_S = 10.0  #: for one step of emptying, which nobody but an operator waits for
 _SCANNED_AT_ONCE = 1_000
 _MAX_CONNECTIONS = 16
+_KEEPS_ALL = "noeviction"
 
 _DATABASE = re.compile(r"/?[0-9]*")
 _TLS_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
@@ -82,6 +83,7 @@ class RedisStore:
         self._is_lost = False
         self._retry_s = 0.0
         self._errors = 0
+        self._has_looked = False
         self._logged: set[str] = set()
 
     async def get(self, key: bytes) -> Answer | None:
@@ -132,7 +134,9 @@ class RedisStore:
             ) from error
 
     async def sweep(self) -> int:
-        """Return 0: Redis removes what is over."""
+        """Return 0: Redis removes what is over. Warn, once, if it can make no room for what is new."""
+        if not self._has_looked:
+            await self._look_for_room()
         return 0
 
     def statistics(self) -> StoreStatistics:
@@ -142,6 +146,23 @@ class RedisStore:
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
+
+    async def _look_for_room(self) -> None:
+        """Look, as soon as Redis answers, whether it would refuse new answers once it is full."""
+        try:
+            memory = await _within(_PATIENCE_S, self._redis.info("memory"))
+        except (RedisUnreachable, OSError):
+            return
+        except RedisError:  # it keeps that to itself
+            memory = {}
+        self._has_looked = True
+        if memory.get("maxmemory") and memory.get("maxmemory_policy") == _KEEPS_ALL:
+            _log.warning(
+                "redis keeps all: address=%s maxmemory_policy=%s; once its maxmemory is full, no answer is "
+                "kept until others expire: set maxmemory-policy to allkeys-lru or volatile-lru",
+                self._address,
+                _KEEPS_ALL,
+            )
 
     async def _try(self, command: Callable[[], Awaitable[T]], failed: T) -> T:
         if self._is_lost:

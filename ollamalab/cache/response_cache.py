@@ -320,8 +320,8 @@ class ResponseCache:
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(_SWEEP_INTERVAL_S)
             await self._store.sweep()
+            await asyncio.sleep(_SWEEP_INTERVAL_S)
 
 
 async def _aboard(flight: Flight, call: Call) -> Member:

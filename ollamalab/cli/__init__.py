@@ -10,7 +10,17 @@ import sys
 
 from rich.console import Console
 
-from ollamalab.cli import bench, cache, embedded, models, run, serve, warm  # noqa: F401 - each registers itself
+from ollamalab.cli import (  # noqa: F401 - each registers itself
+    bench,
+    cache,
+    doctor,
+    embedded,
+    models,
+    monitor,
+    run,
+    serve,
+    warm,
+)
 from ollamalab.cli.root import EXIT_BAD_INPUT, EXIT_INTERRUPTED, app
 from ollamalab.errors import OllamaLabError
 

@@ -130,10 +130,10 @@ def synth(
                 on_progress=on_progress,
             )
             called, written = model.name.short, replace(written, path=model.path)
+    digest = "" if written.digest is None else f", sha256 {written.digest[:12]}"
     Console(soft_wrap=True, highlight=False).print(
         f"{mark_synthetic(called)} is at {written.path} ({written.size_bytes / 1e6:.0f} MB in "
-        f"{written.seconds:.1f} s, {written.bytes_per_s / 1e6:.0f} MB/s to the disk, "
-        f"sha256 {written.digest[:12]})",
+        f"{written.seconds:.1f} s, {written.bytes_per_s / 1e6:.0f} MB/s to the disk{digest})",
         markup=False,
     )
 
@@ -177,9 +177,8 @@ def _table(models: list[ModelFile]) -> Table:
 
 def _made_from(model: ModelFile) -> str:
     """Return what a file that ``derive`` or ``synth`` wrote was made from; "" for an original."""
-    if model.is_synthetic:
-        return "synthetic: random weights"
-    return (model.derived_from or "").partition(" sha256:")[0]
+    source = (model.derived_from or "").partition(" sha256:")[0]
+    return f"synthetic: {source or 'random weights'}" if model.is_synthetic else source
 
 
 def _say_where(model: ModelFile) -> None:

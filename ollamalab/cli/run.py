@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,6 @@ from ollamalab.cli.root import EXIT_FINDING, EXIT_INTERRUPTED, app
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ollamalab.runner import Plan
     from ollamalab.runner.batch import BatchResult
 
 _Results = Annotated[
@@ -46,14 +46,20 @@ def run(
     from rich.console import Console
 
     from ollamalab import report
+    from ollamalab.cli.plan_view import show_plan, show_traffic
     from ollamalab.runner import make_plan
+    from ollamalab.runner.inventory import look_up
+    from ollamalab.runner.needs import needs_of
+    from ollamalab.runner.traffic import look_for_traffic
 
     console = Console(highlight=False)
     root = report.root()
     results = out or root / "results"
     plan = make_plan(root, names=experiments or (), profile=profile, options=parameter or ())
+    needs = needs_of(plan.tasks)
+    show_plan(plan, look_up(needs, os.environ), console)
+    show_traffic(look_for_traffic((need.target for need in needs), os.environ), console)
     if dry_run:
-        _show_plan(plan, console)
         return
     from ollamalab.runner import batch
 
@@ -105,25 +111,6 @@ def report_run(
     results = out or report.root() / "results"
     path = report.write_report(report.find_run(run_name, results), html)
     typer.echo(_shown(path))
-
-
-def _show_plan(plan: Plan, console: Console) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("Experiment", no_wrap=True)
-    table.add_column("Minutes", justify="right")
-    table.add_column("Differs from the defaults in")
-    minutes = 0.0
-    for task in plan.tasks:
-        minutes += task.notebook.header.minutes or 0.0
-        shown = f"{task.notebook.header.minutes:g}" if task.notebook.header.minutes is not None else "n/a"
-        changed = ", ".join(f"{name}={value!r}" for name, value in task.changed.items())
-        table.add_row(task.name, shown, changed or "–")
-    console.print(table)
-    console.print(
-        f"{len(plan.tasks)} experiments, profile {plan.profile}, about {minutes:.0f} min by default"
-    )
 
 
 def _summarise(result: BatchResult, console: Console) -> None:

@@ -256,6 +256,8 @@ class Cluster:
                 if not others:
                     return refusal
                 await refusal.__aexit__(None, None, None)
+                if any(other.is_leaving for other in others):  # since the refusal was left
+                    others = self._roster.others(key, tried, self._clock())
             member.moved += 1
             self._failovers += 1
             candidates = Candidates.among((other.view for other in others), key)

@@ -34,20 +34,23 @@ def _parts(call: Call) -> Iterator[str]:
     tools = fields.get("tools")
     if tools:
         yield msgspec.json.encode(tools).decode()
-    for name in ("system", "prompt", "input"):
-        text = fields.get(name)
-        if isinstance(text, str):
-            yield text
-    messages = fields.get("messages")
+    for name in ("system", "instructions", "prompt"):
+        yield from _texts_of(fields.get(name))
+    messages = fields.get("messages", fields.get("input"))  # as /v1/responses calls it, maybe one text
+    if isinstance(messages, str):
+        yield messages
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict):
             yield str(message.get("role"))
-            yield _text_of(message.get("content"))
+            yield from _texts_of(message.get("content"))
 
 
-def _text_of(content: Any) -> str:
+def _texts_of(content: Any) -> Iterator[str]:
+    """Give a text that ``/v1`` may cut into parts."""
     if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else ()  # /v1 may cut a message into parts
-    texts = (part.get("text") for part in parts if isinstance(part, dict))
-    return "\n".join(text for text in texts if isinstance(text, str))
+        yield content
+        return
+    for part in content if isinstance(content, list) else ():
+        text = part.get("text") if isinstance(part, dict) else None
+        if isinstance(text, str):
+            yield text

@@ -160,10 +160,20 @@ class Roster:
             pool.resident.append(member.view)
         return True
 
-    def set_loaded(self, member: Member, keys: frozenset[str]) -> None:
-        """Note which models are loaded, and that no others are."""
-        gone = [key for key, replica in member.replicas.items() if replica.view.is_resident]
-        for key in (*keys, *(key for key in gone if key not in keys)):
+    def loaded(self, member: Member) -> frozenset[str]:
+        """Return which models are loaded, as far as is known."""
+        return frozenset(key for key, replica in member.replicas.items() if replica.view.is_resident)
+
+    def set_loaded(self, member: Member, keys: frozenset[str], *, before: frozenset[str]) -> None:
+        """Note which models are loaded, and that others are no longer.
+
+        Args:
+            member: Who says so.
+            keys: The models.
+            before: What was taken to be loaded when that was asked. What answers have shown since stays:
+                its load may have ended after the list was made.
+        """
+        for key in keys | before:
             self.set_resident(member, key, is_resident=key in keys)
 
     def set_digests(self, member: Member, digests: Mapping[str, str]) -> None:
@@ -190,8 +200,8 @@ class Roster:
         views = self._same(tuple(member.view for member in chosen))
         models = ((view, view.models.get(key)) for view in views)
         resident = [view for view, model in models if model is not None and model.is_resident]
-        left_out = {member.name for member in holders} - {member.name for member in chosen}
-        until_s = min((self._return_s(self.members[name], key, now_s) for name in left_out), default=math.inf)
+        unready = (member for member in holders if not self.is_ready(member, key, now_s))
+        until_s = min((self._return_s(member, key, now_s) for member in unready), default=math.inf)
         return Pool(Candidates(views, resident), resident, until_s)
 
     def _holders(self, key: str) -> list[Member]:

@@ -56,7 +56,7 @@ class Usual:
 
 
 def _prompt_weight(work: Work) -> float | None:
-    """Return how much longer a generated token took than one of the prompt; None if it does not tell.
+    """Return what a token of the prompt took, in generated ones; None if the answer does not tell.
 
     The clock of the output starts after its first token.
     """

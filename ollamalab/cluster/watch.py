@@ -71,6 +71,7 @@ class Watch:
         """Look at a member until cancelled."""
         seen, due_s = -1, -math.inf
         while True:
+            member.look.clear()  # before the look: what gives a reason for one meanwhile gets another
             try:
                 was_up = member.health.is_up
                 if await self._probe(member):
@@ -155,7 +156,7 @@ class Watch:
     def _returned(self, member: Member) -> None:
         """Forget what an upstream that was restarted has forgotten."""
         logger.info("event=upstream_up upstream=%s", member.name)
-        self._roster.set_loaded(member, frozenset())
+        self._roster.set_loaded(member, frozenset(), before=self._roster.loaded(member))
         for replica in member.replicas.values():
             replica.breaker.knock()
         self._on_return(member)
@@ -163,20 +164,21 @@ class Watch:
 
     async def _list_loaded(self, member: Member) -> None:
         """Ask which models are loaded; the question may wait for an unload, and then does without."""
+        before = self._roster.loaded(member)
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 loaded = loaded_models(await body_of(member.upstream, "/api/ps"))
         except (TimeoutError, OllamaLabError) as error:
             logger.info("event=list_failed upstream=%s error=%s", member.name, _shown(error))
         else:
-            self._roster.set_loaded(member, frozenset(model.key for model in loaded))
+            keys = frozenset(model.key for model in loaded)
+            self._roster.set_loaded(member, keys, before=before)
 
     async def _pause(self, member: Member) -> None:
         """Wait until it is time for the next look, or there is a reason for one."""
         pause_s = self._settings.probe_interval_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
         if member.health.is_suspect:
             pause_s *= _SUSPECT_RATIO
-        member.look.clear()
         try:
             async with asyncio.timeout(pause_s):
                 await member.look.wait()

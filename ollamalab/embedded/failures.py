@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import re
 
@@ -11,6 +12,7 @@ from aiohttp import web
 from ollamalab.embedded.listing import json_response
 from ollamalab.embedded.openai_dialect import JSON_TYPE
 from ollamalab.embedded.origin import Handler
+from ollamalab.embedded.reading import Unreadable
 from ollamalab.errors import OllamaLabError, QueueFull, RequestRefused
 from ollamalab.protocol.bodies import error_body, openai_error_body
 
@@ -33,6 +35,8 @@ async def answer_failures(request: web.Request, handler: Handler) -> web.StreamR
         return _text(405, "405 method not allowed", {"Allow": allowed})
     except web.HTTPException as error:
         return _failure(request, error.status, error.text or error.reason)
+    except Unreadable as error:
+        return _unread(request, error.status, str(error))
     except RequestRefused as error:
         return _failure(request, error.status, str(error))
     except QueueFull as error:
@@ -55,8 +59,16 @@ async def _elsewhere(request: web.Request) -> web.Response | None:
     if found.http_exception is not None:
         return None
     is_double = "//" in request.path
-    status = _MOVED if request.method == "GET" and not is_double else _TEMPORARILY_MOVED
-    return web.Response(status=status, headers={"Location": path})
+    if request.method != "GET":
+        return web.Response(status=_TEMPORARILY_MOVED, headers={"Location": path})
+    status, reason = (
+        (_TEMPORARILY_MOVED, "Temporary Redirect") if is_double else (_MOVED, "Moved Permanently")
+    )
+    return web.Response(
+        status=status,
+        body=f'<a href="{html.escape(path)}">{reason}</a>.\n\n'.encode(),
+        headers={"Location": path, "Content-Type": "text/html; charset=utf-8"},
+    )
 
 
 def _failure(request: web.Request, status: int, message: str) -> web.Response:
@@ -64,6 +76,14 @@ def _failure(request: web.Request, status: int, message: str) -> web.Response:
         body = msgspec.json.encode(openai_error_body(message, status)) + b"\n"
         return web.Response(status=status, body=body, headers={"Content-Type": JSON_TYPE})
     return json_response(error_body(message), status=status)
+
+
+def _unread(request: web.Request, status: int, message: str) -> web.Response:
+    """Return an error of the layer that reads requests: under ``/v1``, too, it writes as ``/api`` does."""
+    is_openai = request.path.startswith("/v1/")
+    return json_response(
+        openai_error_body(message, status) if is_openai else error_body(message), status=status
+    )
 
 
 def _text(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:

@@ -149,7 +149,8 @@ class ModelStore:
             there = ", ".join(known.short for known in self.names()) or "none"
             raise ModelNotFound(
                 f"model '{wanted.short}' not found (there are: {there}); "
-                f"`ollamalab models fetch` brings {DEFAULT_MODEL}, `--model PATH` adds a GGUF file"
+                f"`ollamalab models fetch` brings {DEFAULT_MODEL}, `models synth` writes large shapes, "
+                "`--model PATH` adds a GGUF file"
             )
         model = self._open(*found)
         if model.name.key == wanted.key:  # an alias gives way as soon as there is a model of its name

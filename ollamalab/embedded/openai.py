@@ -17,10 +17,10 @@ from ollamalab.embedded.generate import answer_generate
 from ollamalab.embedded.inference import Stopwatch
 from ollamalab.embedded.models import ModelFile
 from ollamalab.embedded.openai_dialect import JSON_TYPE, OpenAIChat, OpenAICompletion
-from ollamalab.embedded.reading import read_body
+from ollamalab.embedded.reading import Unreadable, read_body
 from ollamalab.embedded.service import SERVICE
 from ollamalab.embedded.show import find_shown
-from ollamalab.errors import RequestRefused, SettingsError
+from ollamalab.errors import SettingsError
 from ollamalab.protocol.durations import NS_PER_S
 from ollamalab.protocol.openai import (
     ChatCompletionRequest,
@@ -30,18 +30,17 @@ from ollamalab.protocol.openai import (
     to_embed,
     to_generate,
 )
-
-_BAD_REQUEST = 400
+from ollamalab.protocol.requests import Body
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Answer ``POST /v1/chat/completions``."""
     watch = Stopwatch.start()
-    asked = await read_body(request, ChatCompletionRequest)
+    asked = await _read(request, ChatCompletionRequest)
     try:
         body = to_chat(asked)
     except SettingsError as error:
-        raise RequestRefused(_BAD_REQUEST, str(error)) from error
+        raise Unreadable(str(error)) from error
     dialect = OpenAIChat(body.model, include_usage=asked.stream_options.include_usage)
     return await answer_chat(request, body, dialect, watch)
 
@@ -49,7 +48,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 async def completions(request: web.Request) -> web.StreamResponse:
     """Answer ``POST /v1/completions``."""
     watch = Stopwatch.start()
-    asked = await read_body(request, CompletionRequest)
+    asked = await _read(request, CompletionRequest)
     dialect = OpenAICompletion(asked.model, include_usage=asked.stream_options.include_usage)
     return await answer_generate(request, to_generate(asked), dialect, watch)
 
@@ -57,11 +56,11 @@ async def completions(request: web.Request) -> web.StreamResponse:
 async def embeddings(request: web.Request) -> web.Response:
     """Answer ``POST /v1/embeddings``."""
     watch = Stopwatch.start()
-    asked = await read_body(request, EmbeddingsRequest)
+    asked = await _read(request, EmbeddingsRequest)
     try:
         body = to_embed(asked)
     except SettingsError as error:
-        raise RequestRefused(_BAD_REQUEST, str(error)) from error
+        raise Unreadable(str(error)) from error
     answer = await embed_texts(request, body, watch)
     is_packed = asked.encoding_format.lower() == "base64"
     data = [
@@ -84,6 +83,17 @@ async def model(request: web.Request) -> web.Response:
     """Answer ``GET /v1/models/{model}``."""
     name = request.match_info["model"]
     return _response(_model(await find_shown(request, name), name))
+
+
+async def _read(request: web.Request, kind: type[Body]) -> Body:
+    """Return the body of a request.
+
+    Raises:
+        Unreadable: It is not what it should be; Ollama's words.
+    """
+    if not await request.read():
+        raise Unreadable("EOF")  # /api says "missing request body"
+    return await read_body(request, kind)
 
 
 def packed(vector: Sequence[float]) -> str:

@@ -1,116 +1,107 @@
-"""Random weights, drawn in bounded pieces by several threads and equal for equal seeds.
+"""Random weights as fast as a disk takes them: a pool is drawn once and written again and again.
 
 Every element type here starts its block with a 16-bit float: the block's scale in Q4_0 and Q8_0, the
 weight itself in F16. So a block is random bits in which that float's exponent alone is fixed: sign and
 mantissa stay random, the weights have mean 0, and their root mean square is that of a usual
 initialisation, 1/sqrt(inputs), within a factor of sqrt(2). With norms of 1 and biases of 0, states
-stay finite however many layers there are. The bits are those of SFC64, whose stream numpy keeps the same
-over versions.
+stay finite however many layers there are.
+
+Drawing all weights would cost more than writing them. A tensor therefore goes round a *pool* of blocks,
+from a place of its own. The pool's length is prime, so a row never begins twice at the same place before
+every place had its turn: rows, and so the scores of tokens, all differ. What is equal lies 18 MB or
+more apart and at no disk block's boundary, so no file system makes it smaller.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 
 from ollamalab.embedded.gguf_header import TensorRow, padding_bytes
 from ollamalab.embedded.gguf_types import TENSOR_TYPES
-
-_PIECE_BYTES = 16 * 1024 * 1024
 
 #: Root mean square of a block's levels, its scale aside: q - 8 for 4-bit q, all 8-bit values, 1.
 _LEVELS_RMS = {"q4_0": math.sqrt(21.5), "q8_0": math.sqrt(5461.5), "f16": 1.0}
 #: ... and of a float with a fixed exponent and random mantissa, in units of its power of two.
 _MANTISSA_RMS = math.sqrt(7 / 3)
 
-_EXPONENT_BIAS = 15
-#: In the upper byte of a 16-bit float: sign and upper mantissa, without the five bits of the exponent.
-_NOT_EXPONENT = 0b1_00000_11
-
 #: Element types that can be drawn, as a tag says them.
 QUANTS = tuple(_LEVELS_RMS)
 
-_Bytes = npt.NDArray[np.uint8]
+#: A 16-bit float is a sign, five bits of exponent and ten of mantissa.
+_MANTISSA_BITS, _EXPONENT_BIAS = 10, 15
+_NOT_EXPONENT = 0b1_00000_1111111111
+
+#: Blocks of a pool, a prime number: 18 MB of Q4_0, 34 MB of Q8_0; F16 counts 16 weights as a block.
+_POOL_BLOCKS = 1_000_003
+_F16_BLOCK_BYTES = 32
+
+_MOST_BYTES_AT_ONCE = 8 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of one tensor, in whole blocks.
-
-    Attributes:
-        row: The tensor.
-        tensor: Its number in the file.
-        part: Number of the piece in the tensor.
-        size_bytes: Bytes of weights.
-        padding_bytes: Zeros after them; the last piece of a tensor has some.
-    """
-
-    row: TensorRow
-    tensor: int
-    part: int
-    size_bytes: int
-    padding_bytes: int
-
-
-def pieces(rows: Sequence[TensorRow], alignment: int) -> Iterator[Piece]:
-    """Return the tensors' data in file order, in pieces of at most 16 MiB."""
-    for tensor, row in enumerate(rows):
-        block_bytes = TENSOR_TYPES[row.type_id][2]
-        step = _PIECE_BYTES // block_bytes * block_bytes
-        for part, start in enumerate(range(0, row.size_bytes, step)):
-            size_bytes = min(step, row.size_bytes - start)
-            is_last = start + size_bytes == row.size_bytes
-            padding = padding_bytes(row.size_bytes, alignment) if is_last else 0
-            yield Piece(row, tensor, part, size_bytes, padding)
-
-
-def draw(piece: Piece, seed: int) -> _Bytes:
-    """Return a piece's bytes: random weights for a matrix, ones for a norm, zeros for a bias."""
-    size_bytes = piece.size_bytes + piece.padding_bytes
-    if len(piece.row.shape) == 1:
-        vector = np.zeros(size_bytes, np.uint8)
-        if not piece.row.name.endswith(".bias"):
-            vector[: piece.size_bytes].view(np.float32)[:] = 1.0
-        return vector
-    name, _, block_bytes = TENSOR_TYPES[piece.row.type_id]
-    bits = np.random.SFC64(np.random.SeedSequence([seed, piece.tensor, piece.part]))
-    drawn = bits.random_raw(-(-size_bytes // 8)).view(np.uint8)[:size_bytes]
-    scale_high = drawn[: piece.size_bytes].reshape(-1, block_bytes)[:, 1]
-    scale_high &= _NOT_EXPONENT
-    scale_high |= _exponent(name.lower(), inputs=piece.row.shape[0]) << 2
-    drawn[piece.size_bytes :] = 0
-    return drawn
-
-
-def draw_ahead(wanted: Iterable[Piece], seed: int, *, threads: int) -> Iterator[_Bytes]:
-    """Return pieces in order while threads draw the next ones; numpy lets go of the GIL meanwhile.
+def weights(rows: Sequence[TensorRow], seed: int, alignment: int) -> Iterator[memoryview]:
+    """Return the data of tensors in file order, padding included, in pieces of at most 8 MiB.
 
     Args:
-        wanted: What to draw.
-        seed: Equal seeds give equal bytes, with any number of threads.
-        threads: So many pieces, and two more, are in memory at once.
+        rows: Matrices become random, norms one, biases (by their names) zero.
+        seed: Equal seeds give equal bytes.
+        alignment: The data of each tensor is padded to a multiple of so many bytes.
     """
-    ahead: deque[Future[_Bytes]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="weights") as pool:
-        try:
-            for piece in wanted:
-                ahead.append(pool.submit(draw, piece, seed))
-                if len(ahead) > threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+
+    @cache
+    def pool(kind: str, exponent: int) -> memoryview:
+        return draw_pool(kind, exponent, seed)
+
+    for number, row in enumerate(rows):
+        if len(row.shape) == 1:
+            value = 0.0 if row.name.endswith(".bias") else 1.0
+            yield np.full(row.shape, value, np.float32).view(np.uint8).data
+        else:
+            kind = TENSOR_TYPES[row.type_id][0].lower()
+            block_bytes = _block_bytes(kind)
+            (start,) = np.random.SeedSequence([seed, number]).generate_state(1).tolist()
+            drawn = pool(kind, scale_exponent(kind, inputs=row.shape[0]))
+            yield from _round(drawn, start % _POOL_BLOCKS * block_bytes, row.size_bytes)
+        yield memoryview(bytes(padding_bytes(row.size_bytes, alignment)))
 
 
-def _exponent(kind: str, *, inputs: int) -> int:
+def draw_pool(kind: str, exponent: int, seed: int) -> memoryview:
+    """Return a pool of random blocks.
+
+    Args:
+        kind: One of ``QUANTS``.
+        exponent: Of its 16-bit floats, biased.
+        seed: Equal seeds give equal bytes: the stream of SFC64 is the same in all versions of numpy.
+    """
+    block_bytes = _block_bytes(kind)
+    size_bytes = _POOL_BLOCKS * block_bytes
+    bits = np.random.SFC64(np.random.SeedSequence([seed, QUANTS.index(kind), exponent]))
+    drawn = bits.random_raw(-(-size_bytes // 8)).view("<u2")[: size_bytes // 2]
+    floats = drawn if kind == "f16" else drawn[:: block_bytes // 2]
+    floats &= _NOT_EXPONENT
+    floats |= exponent << _MANTISSA_BITS
+    return drawn.view(np.uint8).data
+
+
+def scale_exponent(kind: str, *, inputs: int) -> int:
     """Return the biased exponent that gives weights a root mean square near 1/sqrt(inputs)."""
     scale = 1 / math.sqrt(inputs) / _LEVELS_RMS[kind] / _MANTISSA_RMS
     return max(1, round(math.log2(scale)) + _EXPONENT_BIAS)  # 0 would mean subnormal numbers
+
+
+def _block_bytes(kind: str) -> int:
+    if kind == "f16":
+        return _F16_BLOCK_BYTES
+    return next(size for name, _, size in TENSOR_TYPES.values() if name.lower() == kind)
+
+
+def _round(pool: memoryview, start: int, size_bytes: int) -> Iterator[memoryview]:
+    """Return so many bytes from a place in a pool on, beginning again at its end."""
+    while size_bytes:
+        piece = pool[start : start + min(size_bytes, _MOST_BYTES_AT_ONCE)]
+        yield piece
+        size_bytes -= len(piece)
+        start = (start + len(piece)) % len(pool)

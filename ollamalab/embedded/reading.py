@@ -14,16 +14,26 @@ from ollamalab.protocol.requests import MAX_TOP_LOGPROBS, Body, decode_body
 _BAD_REQUEST, _INTERNAL_ERROR = 400, 500
 
 
+class Unreadable(RequestRefused):
+    """A request is refused before any part of Ollama proper has seen it, with status 400.
+
+    Under ``/v1`` another layer answers then, in a form that differs in small ways.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_BAD_REQUEST, message)
+
+
 async def read_body(request: web.Request, kind: type[Body]) -> Body:
     """Return the body of a request, whatever its content type says.
 
     Raises:
-        RequestRefused: It is not what it should be; Ollama's words.
+        Unreadable: It is not what it should be; Ollama's words.
     """
     try:
         return decode_body(await request.read(), kind)
     except SettingsError as error:
-        raise RequestRefused(_BAD_REQUEST, str(error)) from error
+        raise Unreadable(str(error)) from error
 
 
 def read_schema(format: object) -> dict[str, Any] | None:

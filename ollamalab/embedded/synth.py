@@ -11,10 +11,11 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ollamalab.embedded.gguf_header import (
     padding_bytes,
 )
 from ollamalab.embedded.models import DISK_FULL, ModelFile, ModelStore, ProgressCallback, no_progress
-from ollamalab.embedded.random_weights import QUANTS, draw_ahead, pieces
+from ollamalab.embedded.random_weights import QUANTS, weights
 from ollamalab.embedded.shapes import OUTPUT, Shape
 from ollamalab.errors import ModelError, SettingsError
 from ollamalab.protocol.names import ModelName, parse_name
@@ -38,8 +39,6 @@ from ollamalab.protocol.synthetic import SYNTHETIC_FIELD
 _TOKENS, _TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 _NORMAL_TOKEN = 1
 
-#: Drawing is faster than most disks from a few threads on.
-_MOST_THREADS = 4
 _SEED_END = 2**32
 
 
@@ -104,11 +103,11 @@ class Written:
     path: Path  #: where
     size_bytes: int  #: its size
     seconds: float  #: until all of it had reached the disk
-    digest: str  #: SHA-256, 64 hex digits
+    digest: str | None = None  #: SHA-256, 64 hex digits; None if nobody asked for it
 
     @property
     def bytes_per_s(self) -> float:
-        """Speed of writing; drawing and hashing ran meanwhile."""
+        """Speed of writing, with drawing, and hashing if there was any."""
         return self.size_bytes / self.seconds
 
 
@@ -140,7 +139,8 @@ def synth_model(
     with store.writing(lambda: on_progress("waiting for another process", 0, 0)) as folder:
         _refuse_existing(target, called.short, "--name")
         file = folder / "model.gguf"
-        written = _write(recipe, file, called.short, tokenizer, on_progress)
+        # The store would read the file again for its digest, which is no faster than the disk.
+        written = _write(recipe, file, called.short, tokenizer, on_progress, with_digest=True)
         return store.adopt(file, called, digest=written.digest), written
 
 
@@ -167,11 +167,17 @@ def write_synthetic(
             partial.rename(target)
         finally:
             partial.unlink(missing_ok=True)
-    return Written(path=target, size_bytes=written.size_bytes, seconds=written.seconds, digest=written.digest)
+    return replace(written, path=target)
 
 
 def _write(
-    recipe: Recipe, path: Path, called: str, tokenizer: Path, on_progress: ProgressCallback
+    recipe: Recipe,
+    path: Path,
+    called: str,
+    tokenizer: Path,
+    on_progress: ProgressCallback,
+    *,
+    with_digest: bool = False,
 ) -> Written:
     """Write a new file, to the disk itself; OSErrors are the caller's."""
     rows = recipe.rows()
@@ -180,32 +186,45 @@ def _write(
         row.size_bytes + padding_bytes(row.size_bytes, DEFAULT_ALIGNMENT) for row in rows
     )
     _require_room(path.parent, called, size_bytes)
-    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     begun_s = time.perf_counter()
 
     def chunks() -> Iterator[memoryview]:
         done_bytes = 0
-        yield memoryview(opening)
-        for drawn in draw_ahead(pieces(rows, DEFAULT_ALIGNMENT), recipe.seed, threads=threads):
-            yield drawn.data
-            done_bytes += drawn.size
+        for chunk in chain([memoryview(opening)], weights(rows, recipe.seed, DEFAULT_ALIGNMENT)):
+            yield chunk
+            done_bytes += len(chunk)
             on_progress("writing", done_bytes, size_bytes)
 
-    digest = _write_hashed(path, chunks())
-    return Written(path=path, size_bytes=size_bytes, seconds=time.perf_counter() - begun_s, digest=digest)
-
-
-def _write_hashed(path: Path, chunks: Iterable[memoryview]) -> str:
-    """Write and sync a new file; return its SHA-256, for which it would be read again later."""
-    digest = hashlib.sha256()
-    with path.open("xb") as file, ThreadPoolExecutor(1, thread_name_prefix="digest") as hasher:
-        for chunk in chunks:
-            hashing = hasher.submit(digest.update, chunk)
+    digest = hashlib.sha256() if with_digest else None
+    with path.open("xb") as file, _hashing(digest) as hash_soon:
+        for chunk in chunks():
+            hash_soon(chunk)
             file.write(chunk)
-            hashing.result()
         file.flush()
         os.fsync(file.fileno())
-    return digest.hexdigest()
+    return Written(
+        path=path,
+        size_bytes=size_bytes,
+        seconds=time.perf_counter() - begun_s,
+        digest=None if digest is None else digest.hexdigest(),
+    )
+
+
+@contextmanager
+def _hashing(digest: hashlib._Hash | None) -> Iterator[Callable[[memoryview], object]]:
+    """Give a function that hashes chunks beside the writing; at the end of the block all are hashed.
+
+    It may lag behind: the chunks are views of pools and take no memory.
+    """
+    if digest is None:
+        yield lambda _: None
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="digest") as hasher:
+        try:
+            yield lambda chunk: hasher.submit(digest.update, chunk)
+        except BaseException:
+            hasher.shutdown(cancel_futures=True)
+            raise
 
 
 def _entries(recipe: Recipe, tokenizer: Path) -> list[bytes]:

@@ -16,6 +16,7 @@ from ollamalab.gateway.server import Incoming, Outgoing
 from ollamalab.protocol.calls import read_call
 from ollamalab.protocol.endpoints import Kind, endpoint_of
 from ollamalab.protocol.origins import PREFLIGHT_HEADERS, AccessRules
+from ollamalab.protocol.requests import TOO_DEEP
 from ollamalab.protocol.upstream import Request
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _OWN_PREFIX = "x-ollamalab-"
 
 _READ = ("GET", "HEAD")
 _OK, _NO_CONTENT, _MOVED, _TEMPORARILY_MOVED = 200, 204, 301, 307
-_UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _NOT_ALLOWED = 401, 403, 404, 405
+_BAD_REQUEST, _UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _NOT_ALLOWED = 400, 401, 403, 404, 405
 _SLASHES = re.compile("/+")
 
 _NO_KEY = "an API key is needed here: send it as `Authorization: Bearer KEY`"
@@ -87,10 +88,13 @@ class Gateway:
             await self._answer(incoming, exchange)
         except OllamaLabError as error:
             fail(error, exchange, is_openai=incoming.target.startswith("/v1/"))
+        except RecursionError:  # what could just be read is too deep to be written again
+            problem = RequestRefused(_BAD_REQUEST, TOO_DEEP)
+            fail(problem, exchange, is_openai=incoming.target.startswith("/v1/"))
         except Exception as error:
             logger.exception("event=handler_failed path=%s", incoming.target.partition("?")[0])
-            problem = OllamaLabError(f"internal error: {type(error).__name__}")
-            fail(problem, exchange, is_openai=incoming.target.startswith("/v1/"))
+            fault = OllamaLabError(f"internal error: {type(error).__name__}")
+            fail(fault, exchange, is_openai=incoming.target.startswith("/v1/"))
         finally:
             self._observe(exchange.served())
 

@@ -238,7 +238,10 @@ class ClientConnection(asyncio.Protocol):
         client that reads steadily would seem to stand still for minutes.
         """
         sock = self.transport.get_extra_info("socket")
-        in_system = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        try:
+            in_system = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:  # it has just been closed, and we shall hear of it
+            in_system = b""
         return self.transport.get_write_buffer_size() + int.from_bytes(in_system, sys.byteorder)
 
     def _is_too_slow(self, now_s: float) -> bool:

@@ -16,6 +16,7 @@ from ollamalab.cluster import MemberState
 from ollamalab.gateway.status import Snapshot
 from ollamalab.gateway.traffic import BUCKETS_S, Histogram
 from ollamalab.queueing import QueueStatistics
+from ollamalab.warmup import Totals
 
 _BOUNDS = (*(f"{bound:g}" for bound in BUCKETS_S), "+Inf")
 
@@ -52,6 +53,8 @@ class Exposition:
         yield from _queue(snapshot.queue)
         if snapshot.cache is not None:
             yield from _cache(snapshot.cache)
+        if snapshot.warmup is not None:
+            yield from _warmup(snapshot.warmup.totals)
         tally = snapshot.batched
         yield _counter("batch_lines", "Lines of streams that went through a batcher.", {(): tally.lines})
         yield _counter("batch_frames", "Writes that they left in.", {(): tally.frames})
@@ -171,6 +174,36 @@ def _cache(cache: CacheStatistics) -> Iterator[Metric]:
     yield _gauge("cache_entries", "Answers in the store.", {(): cache.entries})
     yield _gauge("cache_size_bytes", "Size of the answers in the store.", {(): cache.bytes})
     yield _gauge("cache_flights", "Upstream calls running for the cache.", {(): cache.flights})
+
+
+def _warmup(totals: Totals) -> Iterator[Metric]:
+    yield _counter("warmup_preloads", "Models loaded before they were asked for.", {(): totals.preloads})
+    yield _counter("warmup_renewals", "Stays in memory prolonged.", {(): totals.renewals})
+    yield _counter("warmup_failures", "Loads and renewals that failed.", {(): totals.failures})
+    yield _counter(
+        "warmup_cold_starts",
+        "Requests that would have waited for a load: avoided, or suffered.",
+        {("avoided",): totals.avoided, ("suffered",): totals.suffered},
+        ["outcome"],
+    )
+    yield _counter(
+        "warmup_load_seconds",
+        "Seconds of those loads, where they are known.",
+        {("avoided",): totals.saved_s, ("suffered",): totals.suffered_s},
+        ["outcome"],
+    )
+    holds = {"avoided": totals.avoided, "wasted": totals.wasted, "undecided": totals.undecided}
+    yield _counter(
+        "warmup_holds",
+        "Times that a model was in memory only because of the gateway, by what came of it.",
+        {(ending,): count for ending, count in holds.items()},
+        ["ending"],
+    )
+    # No counters: an unload that is seen late takes back what was counted meanwhile.
+    yield _gauge(
+        "warmup_held_seconds", "How long that was in all, those of now included.", {(): totals.held_s}
+    )
+    yield _gauge("warmup_wasted_seconds", "Of these, those of no use.", {(): totals.wasted_s})
 
 
 def _counter(name: str, text: str, samples: _Samples, labels: list[str] | None = None) -> Metric:

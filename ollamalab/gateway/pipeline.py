@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -13,7 +13,7 @@ from ollamalab.cluster import Cluster
 from ollamalab.gateway.upstreams import Upstreams
 from ollamalab.protocol.upstream import Upstream
 from ollamalab.queueing import RequestQueue
-from ollamalab.settings import GatewaySettings, UpstreamSettings
+from ollamalab.settings import GatewaySettings, WarmupSettings
 from ollamalab.warmup import Warmer
 
 
@@ -28,7 +28,7 @@ class Pipeline:
         cache: None if there is none.
         queue: Who waits.
         cluster: Who answers.
-        warmer: Keeps models in memory; None if none are to be kept.
+        warmer: Keeps models in memory; None if none were ever to be kept.
     """
 
     upstream: Upstream
@@ -38,6 +38,7 @@ class Pipeline:
     warmer: Warmer | None
 
     def __init__(self, settings: GatewaySettings) -> None:
+        self.warmer = None
         self._settings = settings
         self._stack = AsyncExitStack()
         self._upstreams = Upstreams(
@@ -47,27 +48,27 @@ class Pipeline:
     async def __aenter__(self) -> Self:
         settings = self._settings
         members = await self._upstreams.members(settings.upstreams)
-        self.warmer = Warmer(settings.warmup) if settings.warmup.is_on else None
+        self._warmer = Warmer(settings.warmup)
         async with AsyncExitStack() as stack:
+            store = open_store(settings.store, settings.cache)  # first: it may be refused
+            if store is not None:
+                stack.push_async_callback(store.close)
             self.cluster = await stack.enter_async_context(
                 Cluster(
                     members,
                     route=settings.route,
                     settings=settings.cluster,
                     max_concurrent=settings.queue.max_concurrent,
-                    visits=self.warmer,
+                    visits=self._warmer,
                 )
             )
-            if self.warmer is not None:
-                await stack.enter_async_context(self.warmer)
-                self._warm_members()
+            await stack.enter_async_context(self._warmer)
+            self._keep_warm(settings.warmup)
             self.queue = RequestQueue(settings.queue, capacity=self.cluster.capacity)
             self.cluster.on_more_room(self.queue.refill)
             self.upstream = self.queue.in_front_of(self.cluster)
-            store = open_store(settings.store, settings.cache)
             self.cache = None
             if store is not None:
-                stack.push_async_callback(store.close)
                 self.cache = await stack.enter_async_context(
                     ResponseCache(self.upstream, settings.cache, store=store, digests=self.cluster)
                 )
@@ -75,22 +76,28 @@ class Pipeline:
             self._stack = stack.pop_all()
         return self
 
-    async def take_upstreams(self, wanted: Iterable[UpstreamSettings]) -> None:
-        """Take other upstreams: new ones join, those that are gone finish what is under way there.
+    async def take(self, wanted: GatewaySettings) -> None:
+        """Take what can be changed while requests are under way: upstreams, and which models are warm.
+
+        New upstreams join, those that are gone finish what is under way there.
 
         Raises:
-            SettingsError: One cannot be used; then all stay as they are.
+            SettingsError: An upstream cannot be used; then all stays as it is.
         """
-        self.cluster.set_members(await self._upstreams.members(wanted))
-        self._warm_members()
+        self.cluster.set_members(await self._upstreams.members(wanted.upstreams))
+        self._keep_warm(wanted.warmup)
 
     def open_connections(self) -> Mapping[str, int]:
         """Return how many connections to upstreams are open, idle ones included, by address."""
         return self._upstreams.open_connections()
 
-    def _warm_members(self) -> None:
-        if self.warmer is not None:
-            self.warmer.set_upstreams({member.name: member.upstream for member in self.cluster.members})
+    def _keep_warm(self, settings: WarmupSettings) -> None:
+        """Warm models as these settings say; where they want none, nobody is even asked what is loaded."""
+        self._warmer.take(settings)
+        members = self.cluster.members if settings.is_on else ()
+        self._warmer.set_upstreams({member.name: member.upstream for member in members})
+        if settings.is_on:
+            self.warmer = self._warmer
 
     async def __aexit__(
         self,

@@ -22,6 +22,7 @@ from ollamalab.gateway.status import JSON_TYPE, Snapshot, status_page
 from ollamalab.gateway.traffic import Traffic
 from ollamalab.listening import StopSignal, access_rules, bound_socket, url_of
 from ollamalab.settings import GatewaySettings
+from ollamalab.settings.files import changed_keys
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ async def opened(settings: GatewaySettings) -> AsyncIterator[Running]:
 
 
 async def serve(read: Callable[[], GatewaySettings], *, announce: Callable[[str], None]) -> bool:
-    """Serve until SIGINT or SIGTERM; at SIGHUP take the upstreams that the settings then name.
+    """Serve until SIGINT or SIGTERM; at SIGHUP take what the settings then say, as far as that can be.
 
     Args:
         read: Returns the whole gateway; called again at SIGHUP.
@@ -119,16 +120,19 @@ async def serve(read: Callable[[], GatewaySettings], *, announce: Callable[[str]
 async def _reload_at(
     again: asyncio.Event, pipeline: Pipeline, read: Callable[[], GatewaySettings], settings: GatewaySettings
 ) -> None:
-    """Take other upstreams whenever asked; what cannot be used leaves everything as it is."""
+    """Take other settings whenever asked; what cannot be used leaves everything as it is."""
     while True:
         await again.wait()
         again.clear()
         try:
             wanted = await asyncio.to_thread(read)
-            await pipeline.take_upstreams(wanted.upstreams)
+            await pipeline.take(wanted)
         except SettingsError as error:
             logger.error("event=reload_failed error=%s", error)
             continue
-        logger.info("event=reloaded upstreams=%s", ",".join(upstream.name for upstream in wanted.upstreams))
-        if replace(wanted, upstreams=settings.upstreams) != settings:
-            logger.warning("event=reload_incomplete reason=only upstreams are taken without a restart")
+        taken = replace(settings, upstreams=wanted.upstreams, warmup=wanted.warmup)
+        logger.info("event=reloaded changed=%s", ",".join(changed_keys(settings, taken)) or "nothing")
+        waiting = changed_keys(taken, wanted)
+        if waiting:
+            logger.warning("event=reload_incomplete restart_needed_for=%s", ",".join(waiting))
+        settings = taken

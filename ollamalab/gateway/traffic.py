@@ -20,6 +20,7 @@ BUCKETS_S = (
 
 _PLAIN = re.compile(r"[\w.:/@+-]{1,200}", re.ASCII)
 _SHOWN_CHARACTERS = 200
+_REFUSALS = 400
 
 
 class Histogram:
@@ -43,7 +44,8 @@ class Traffic:
     Attributes:
         requests: Count by path, status ("none" if the client was gone before there was one) and ending.
         body_bytes: Bytes of answers' bodies.
-        first_byte: Until the first byte of inference answers, by what the cache had to do with them.
+        first_byte: Until the first byte of inference answers, by what the cache had to do with them; without
+            refusals, a flood of which takes no time and would hide how long answers take.
         e2e: Until their end.
         queue_wait: In our queue, of those that came into it.
     """
@@ -63,9 +65,10 @@ class Traffic:
         self.body_bytes += served.body_bytes
         if served.cache is None:
             return
-        if served.first_byte_s is not None:
-            self.first_byte[served.cache].add(served.first_byte_s)
-        self.e2e[served.cache].add(served.e2e_s)
+        if served.status is None or served.status < _REFUSALS:
+            if served.first_byte_s is not None:
+                self.first_byte[served.cache].add(served.first_byte_s)
+            self.e2e[served.cache].add(served.e2e_s)
         if served.queue_s is not None:
             self.queue_wait.add(served.queue_s)
         if self._logs_requests:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 from ollamalab.cluster import Member
@@ -22,6 +23,7 @@ _MAX_CONNECTIONS = 4096
 class _Link:
     settings: UpstreamSettings
     member: Member
+    close: Callable[[], Awaitable[None]]
 
 
 class Upstreams:
@@ -41,12 +43,20 @@ class Upstreams:
     async def members(self, wanted: Iterable[UpstreamSettings]) -> list[Member]:
         """Return the members of these settings, in their order.
 
-        What is the same but for its weight stays. Nothing is opened or changed if any of it cannot be used.
+        What is the same but for its weight stays. Nothing is open or changed if any of it cannot be used.
 
         Raises:
             SettingsError: A file or variable that settings name cannot be used.
         """
-        links = [(settings, self._kept(settings) or await self._opened(settings)) for settings in wanted]
+        links: list[tuple[UpstreamSettings, _Link]] = []
+        async with AsyncExitStack() as undo:
+            for settings in wanted:
+                link = self._kept(settings)
+                if link is None:
+                    link = await self._opened(settings)
+                    undo.push_async_callback(link.close)
+                links.append((settings, link))
+            undo.pop_all()
         for settings, link in links:
             link.member.view.weight = settings.weight
         self._links = {settings.name: link for settings, link in links}
@@ -80,7 +90,8 @@ class Upstreams:
             await connection.__aexit__(None, None, None)
             self._open.discard(connection)
 
-        return _Link(settings, Member(settings.name, progress, url=connection.url, close=close))
+        member = Member(settings.name, progress, url=connection.url, close=close)
+        return _Link(settings, member, close)
 
 
 def _connection_to(upstream: UpstreamSettings) -> OllamaConnection:

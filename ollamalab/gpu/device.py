@@ -69,7 +69,10 @@ class Device:
         self._handle = handle
         self._missing: Values = dict.fromkeys(names)
         self._stagger = stagger
-        self._kinds = [_Kind(list(one.ways), one.every_s, spent[kind]) for kind, one in kinds.items()]
+        every = [_Kind(list(one.ways), one.every_s, spent[kind]) for kind, one in kinds.items()]
+        self._fast = [kind for kind in every if not kind.every_s]
+        self._slow = [kind for kind in every if kind.every_s]
+        self._due_s = float("-inf")  # of the first slow kind
 
     def read(self, now_s: float) -> Values:
         """Return the values that are due, now; the first time all of them.
@@ -78,17 +81,24 @@ class Device:
             SamplerUnavailable: The device is gone.
         """
         values, self._missing = dict(self._missing), {}
-        for kind in self._kinds:
-            if kind.every_s:
-                if now_s + _EARLY_S < kind.due_s:
-                    continue
-                self._set_next(kind, now_s)
+        for kind in self._fast:
             if kind.ways:
-                begun_s = time.perf_counter()
-                values |= self._first_supported(kind.ways)
-                kind.spent.elapsed_s += time.perf_counter() - begun_s
-                kind.spent.readings += 1
+                self._read_into(values, kind)
+        if now_s + _EARLY_S >= self._due_s:
+            self._due_s = float("inf")
+            for kind in self._slow:
+                if now_s + _EARLY_S >= kind.due_s:
+                    self._set_next(kind, now_s)
+                    if kind.ways:
+                        self._read_into(values, kind)
+                self._due_s = min(self._due_s, kind.due_s)
         return values
+
+    def _read_into(self, values: dict[str, float | None], kind: _Kind) -> None:
+        begun_s = time.perf_counter()
+        values |= self._first_supported(kind.ways)
+        kind.spent.elapsed_s += time.perf_counter() - begun_s
+        kind.spent.readings += 1
 
     def _set_next(self, kind: _Kind, now_s: float) -> None:
         if kind.due_s == float("-inf"):

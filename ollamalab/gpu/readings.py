@@ -8,6 +8,7 @@ driver's own ring of recent samples, taken more often than we ask.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -37,31 +38,32 @@ _UNION = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 _NVML_KB = 1e3
 
 
-def _fields(nvml: Any, handle: Any, wanted: Mapping[str, int]) -> _Values:
+def _fields(nvml: Any, handle: Any, wanted: Mapping[str, int], scale: float = 1.0) -> _Values:
     """Return fields by name; None those that are not told.
 
     Raises:
         NVMLError: None of them is.
     """
-    fields = nvml.nvmlDeviceGetFieldValues(handle, list(wanted.values()))
-    told = {
-        name: float(getattr(field.value, _UNION[field.valueType]))
-        if field.nvmlReturn == nvml.NVML_SUCCESS
-        else None
-        for name, field in zip(wanted, fields, strict=True)
-    }
-    if all(value is None for value in told.values()):
-        raise nvml.NVMLError(fields[0].nvmlReturn)
+    # With the scope given, pynvml need not find out by an exception that there is none.
+    fields = nvml.nvmlDeviceGetFieldValues(handle, [(field, 0) for field in wanted.values()])
+    told: _Values = {}
+    refused = 0
+    for name, field in zip(wanted, fields, strict=True):
+        if code := field.nvmlReturn:
+            told[name], refused = None, code
+        else:
+            told[name] = getattr(field.value, _UNION[field.valueType]) * scale
+    if refused and not any(value is not None for value in told.values()):
+        raise nvml.NVMLError(refused)
     return told
 
 
-def _power(nvml: Any, handle: Any) -> _Values:
-    wanted = {
-        "power_instant_w": nvml.NVML_FI_DEV_POWER_INSTANT,
-        "power_average_w": nvml.NVML_FI_DEV_POWER_AVERAGE,
-    }
-    told = _fields(nvml, handle, wanted)
-    return {name: None if value is None else value / 1e3 for name, value in told.items()}
+def _power_instant(nvml: Any, handle: Any) -> _Values:
+    return _fields(nvml, handle, {"power_instant_w": nvml.NVML_FI_DEV_POWER_INSTANT}, 1e-3)
+
+
+def _power_average(nvml: Any, handle: Any) -> _Values:
+    return _fields(nvml, handle, {"power_average_w": nvml.NVML_FI_DEV_POWER_AVERAGE}, 1e-3)
 
 
 def _power_of_old_chips(nvml: Any, handle: Any) -> _Values:
@@ -95,11 +97,12 @@ def _memory_values(memory: Any) -> _Values:
     }
 
 
-def _clocks(nvml: Any, handle: Any) -> _Values:
-    return {
-        "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-    }
+def _sm_clock(nvml: Any, handle: Any) -> _Values:
+    return {"sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)}
+
+
+def _memory_clock(nvml: Any, handle: Any) -> _Values:
+    return {"memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)}
 
 
 def _temperature(nvml: Any, handle: Any) -> _Values:
@@ -163,22 +166,23 @@ class _Buffer:
     def __call__(self, nvml: Any, handle: Any) -> _Values:
         # ctypes handles are neither equal nor hashable by value; a device keeps its one object.
         seen_us = self._seen_us.get(id(handle), 0)
-        is_first = not seen_us
         try:
             kind, samples = nvml.nvmlDeviceGetSamples(handle, getattr(nvml, self._kind), seen_us)
         except nvml.NVMLError as error:
             if error.value != nvml.NVML_ERROR_NOT_FOUND:
                 raise
             return {}  # nothing new
-        # The driver hands out the whole ring, unused places included.
-        new = [sample for sample in samples if sample.timeStamp > seen_us]
+        tell = operator.attrgetter(f"sampleValue.{_UNION[kind]}")
+        # Some drivers hand out places of the ring that are older, or were never used.
+        new = [(at_us, tell(sample)) for sample in samples if (at_us := sample.timeStamp) > seen_us]
         if not new:
             return {}
-        self._seen_us[id(handle)] = max(sample.timeStamp for sample in new)
-        if is_first:
+        self._seen_us[id(handle)] = max(new)[0]
+        if not seen_us:
             return {}  # of the time before anybody watched
-        values = [float(getattr(sample.sampleValue, _UNION[kind])) * self._scale for sample in new]
-        return dict(zip(self._names, (sum(values) / len(values), max(values)), strict=True))
+        told = [value for _, value in new]
+        mean, most = sum(told) / len(told), float(max(told))
+        return dict(zip(self._names, (mean * self._scale, most * self._scale), strict=True))
 
 
 def readings() -> dict[str, Reading]:
@@ -187,18 +191,22 @@ def readings() -> dict[str, Reading]:
     Left out: lists of processes, which take NVML 5 ms under a lock of the whole driver; see ``processes``.
     """
     return {
-        "power": Reading((_power, _power_of_old_chips), 0.0),
+        "power": Reading((_power_instant, _power_of_old_chips), 0.0),
         "energy": Reading((_energy,), 0.0),
-        "clocks": Reading((_clocks,), 0.0),
-        "clock events": Reading((_clock_events, _clock_events_of_old_drivers), 0.0),
+        "SM clock": Reading((_sm_clock,), 0.0),
         # the fastest that any chip renews it
         "utilisation": Reading((_utilisation,), 1 / 6),
+        "clock events": Reading((_clock_events, _clock_events_of_old_drivers), 0.2),
+        # over a second
+        "average power": Reading((_power_average,), 0.5),
         "memory": Reading((_memory, _memory_of_old_drivers), 0.5),
+        "memory clock": Reading((_memory_clock,), 1.0),
         "temperature": Reading((_temperature, _temperature_of_old_drivers), 1.0),
         "performance state": Reading((_performance_state,), 1.0),
-        "power buffer": Reading((_Buffer("NVML_TOTAL_POWER_SAMPLES", "power", "w", 1e-3),), 1.0),
+        # before a ring of 120 samples at 50 Hz has gone round
+        "power buffer": Reading((_Buffer("NVML_TOTAL_POWER_SAMPLES", "power", "w", 1e-3),), 2.0),
         "utilisation buffer": Reading(
-            (_Buffer("NVML_GPU_UTILIZATION_SAMPLES", "sm_utilisation", "ratio", 1e-2),), 1.0
+            (_Buffer("NVML_GPU_UTILIZATION_SAMPLES", "sm_utilisation", "ratio", 1e-2),), 2.0
         ),
         "PCIe link": Reading((_link,), 10.0),
         "PCIe traffic": Reading((_pcie_counters, _pcie_throughput), 10.0),

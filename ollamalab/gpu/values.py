@@ -72,10 +72,8 @@ def throttling(mask: float) -> tuple[str, ...]:
 
 
 def settled(values: dict[str, float | None]) -> dict[str, float | None]:
-    """Return values without ``power_w`` where an instant or an average is told, as every source has it."""
-    if values.get("power_instant_w") is None and values.get("power_average_w") is None:
-        return values
-    return {**values, "power_w": None}
+    """Return values without ``power_w`` where the instant is told, as every source has it."""
+    return values if values.get("power_instant_w") is None else {**values, "power_w": None}
 
 
 def event_values(mask: int) -> dict[str, float | None]:

@@ -71,7 +71,7 @@ class SlotSampler:
 
 def _occupancy(slots: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     busy = [slot for slot in slots if slot["is_processing"]]
-    decoded = [_decoded(slot) for slot in busy]
+    decoded = [decoded_tokens(slot) for slot in busy]
     return {
         "slots": len(slots),
         "busy": len(busy),
@@ -79,7 +79,7 @@ def _occupancy(slots: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def _decoded(slot: Mapping[str, Any]) -> int | None:
+def decoded_tokens(slot: Mapping[str, Any]) -> int | None:
     """Return how many tokens a busy slot has generated; None if the engine does not say."""
     progress = slot.get("next_token")
     # llama.cpp gave one object here before it gave a list of one.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ollamalab.claims import CLAIMS
 from ollamalab.compare import ClaimVerdict, Comparison, blocks_for_pairs, design, not_testable, settle_fact
-from ollamalab.gpu import gpu_sampler
+from ollamalab.gpu import open_gpus
 from ollamalab.host import HostSampler, ProcessSampler
 from ollamalab.hosts import SlotSampler, Target, open_target
 from ollamalab.hosts.slots import Slots
@@ -162,14 +162,19 @@ class Lab:
             self.report.add_arm(Arm(name=name))
         return trials
 
-    def watch(self, *targets: Target, interval_s: float = 0.1) -> Sampling:
+    def watch(self, *targets: Target, interval_s: float = 0.1, gpus: str = "auto") -> Sampling:
         """Return samplers of this host, its GPUs and the servers' processes and slots, as a ``with``.
 
         Sources carry the URL of their server; hand the samples over with ``keep`` afterwards.
+
+        Args:
+            targets: The servers.
+            interval_s: Between readings.
+            gpus: Where GPU samples come from, such as the monitor of a remote host; see ``open_gpus``.
         """
-        gpus = gpu_sampler()
-        self._opened.callback(gpus.close)
-        samplers: list[Sampler] = [HostSampler(), gpus]
+        gpu_source = open_gpus(gpus)
+        self._opened.callback(gpu_source.close)
+        samplers: list[Sampler] = [HostSampler(), gpu_source]
         for target in targets:
             samplers += [
                 ProcessSampler(target.pids, source=f"server {target.url}"),

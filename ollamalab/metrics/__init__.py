@@ -3,9 +3,11 @@
 - ``timing``: one request: durations, rates, stages
 - ``load``: many requests: throughput, success, goodput, concurrency, summaries
 - ``summary``: many values: percentiles that the sample can carry, intervals
+- ``energy``: joules of a load, per token and per request, from the GPUs' counters
 - ``waiting``: queues: Lindley's recursion, saturation, dependence near it
 """
 
+from ollamalab.metrics.energy import Energy, LoadEnergy, gpus_energy, idle_power_w, load_energy
 from ollamalab.metrics.load import (
     MAX_SHARED_READ_RATIO,
     Goodput,
@@ -64,7 +66,9 @@ __all__ = [
     "FINISHED",
     "MAX_SHARED_READ_RATIO",
     "PERCENTILES",
+    "Energy",
     "Goodput",
+    "LoadEnergy",
     "Share",
     "Slo",
     "Stages",
@@ -78,9 +82,12 @@ __all__ = [
     "e2e_final_line_s",
     "e2e_last_token_s",
     "goodput",
+    "gpus_energy",
     "growth_per_request_s",
+    "idle_power_w",
     "least_samples",
     "lindley_response_s",
+    "load_energy",
     "md1_inflation",
     "measured",
     "offered_load_ratio",

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from ollamalab.errors import RequestRefused, SettingsError
 from ollamalab.protocol.endpoints import Endpoint, endpoint_of
+from ollamalab.protocol.forms import form_value
 from ollamalab.protocol.names import parse_name
 from ollamalab.protocol.requests import decode_fields, go_mismatch
 from ollamalab.protocol.upstream import Request
@@ -50,7 +51,7 @@ class Call(msgspec.Struct, kw_only=True):
     Attributes:
         endpoint: Where it goes.
         fields: The body's JSON object, top-level names in lower case, nulls left out; empty for a
-            request without a body.
+            request without one.
         model: The model as the client spelled it; "" if it names none.
         model_key: Equal for every spelling of one model (``ModelName.key``); "" without a model or if
             the text is no model name, which the upstream will refuse.
@@ -133,9 +134,12 @@ def read_call(
         deadline_s=None if deadline_ms is None or arrived_s is None else arrived_s + deadline_ms / 1000,
         cache_control=headers.get(CACHE_CONTROL_HEADER, ""),
     )
-    is_encoded = endpoint.names_events and "content-encoding" in headers
-    if endpoint.names_model and not is_encoded:  # /v1/responses also takes zstd, which is not ours to read
-        _read_body(call, body)
+    is_encoded = endpoint.takes_zstd and headers.get("content-encoding") == "zstd"  # exactly, as in Ollama
+    if endpoint.names_model and not is_encoded:
+        if endpoint.takes_form:
+            _read_form(call, headers, body)
+        else:
+            _read_body(call, body)
     return call
 
 
@@ -174,6 +178,13 @@ def _read_body(call: Call, body: bytes) -> None:
         raise RequestRefused(_BAD_REQUEST, go_mismatch(stream, f"{endpoint.body_type}.stream", "bool"))
     call.fields, call.model, call.is_stream = fields, model, stream
     call.model_key = _key_of(model)
+
+
+def _read_form(call: Call, headers: Mapping[str, str], body: bytes) -> None:
+    model = form_value(body, headers.get("content-type", ""), "model")
+    if not model:  # in Ollama's words, which would say the same, but perhaps of another reading
+        raise RequestRefused(_BAD_REQUEST, "model is required")
+    call.model, call.model_key = model, _key_of(model)
 
 
 @lru_cache(maxsize=1024)

@@ -35,6 +35,8 @@ class Endpoint:
         is_cached: Whether its answers may be kept and given again.
         names_events: Whether the events of its streams have names (``event: ...``) and types, the last of
             which ends the stream where others have ``[DONE]``.
+        takes_form: Whether its body is a form instead of JSON.
+        takes_zstd: Whether its body may be compressed, which then is not ours to read.
         is_openai: Whether errors and streams have the forms of ``/v1``: OpenAI's errors, SSE for NDJSON.
         names_model: Whether the body says which model is wanted, and that model works.
     """
@@ -47,6 +49,8 @@ class Endpoint:
     limit_field: str = "num_predict"
     is_cached: bool = False
     names_events: bool = False
+    takes_form: bool = False
+    takes_zstd: bool = False
     is_openai: bool = field(init=False)
     names_model: bool = field(init=False)
 
@@ -107,6 +111,7 @@ _ENDPOINTS = (
         body_type="ResponsesRequest",
         limit_field="max_output_tokens",
         names_events=True,
+        takes_zstd=True,
     ),
     Endpoint(
         path="/v1/messages",
@@ -115,6 +120,7 @@ _ENDPOINTS = (
         limit_field="max_tokens",
         names_events=True,
     ),
+    Endpoint(path="/v1/audio/transcriptions", kind=Kind.GENERATION, takes_form=True),
     Endpoint(path="/v1/embeddings", kind=Kind.EMBEDDING, body_type="EmbedRequest"),
     Endpoint(path="/v1/models", kind=Kind.READING, methods=_GET),
 )

@@ -266,7 +266,7 @@ def _first_value(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
     except RecursionError as error:
-        raise SettingsError(_TOO_DEEP) from error
+        raise SettingsError(TOO_DEEP) from error
     except (msgspec.DecodeError, ValueError):  # of no JSON, of no Unicode, of too many digits
         return _lenient_value(data)
 
@@ -291,11 +291,12 @@ def _lenient_value(
     except json.JSONDecodeError as error:
         raise SettingsError(_go_syntax_error(error)) from error
     except RecursionError as error:
-        raise SettingsError(_TOO_DEEP) from error
+        raise SettingsError(TOO_DEEP) from error
     return value
 
 
-_TOO_DEEP = "exceeded max depth"  #: which is 10,000 in Go, and less here
+#: Ollama's words for objects within objects too deep; that is 10,000 levels in Go, and fewer here.
+TOO_DEEP = "exceeded max depth"
 
 
 def _finite(digits: str) -> float:
@@ -363,6 +364,7 @@ _GO_FIELDS = {
     "images": "[]api.ImageData",
     "tool_calls": "[]api.ToolCall",
 }
+_GO_ELEMENTS = {"messages": "api.Alias"}
 _GO_TYPES = {"str": "string", "float": "float64", "array": "[]int", "object": "map[string]interface {}"}
 _JSON_KINDS = {"str": "string", "int": "number", "float": "number", "bool": "bool", "array": "array"}
 _MISFIT = re.compile(r"Expected `(\w+)[^`]*`, got `(\w+)`(?: - at `\$\.?(.*)`)?")
@@ -377,7 +379,8 @@ def _go_type_error(text: str, struct: str) -> str:
     names = [name for name in re.split(r"[.\[\]]+", path or "") if name and not name.isdigit()]
     last = names[-1] if names else ""
     is_whole = not (path or "").endswith("]")
-    go_type = _GO_FIELDS[last] if is_whole and last in _GO_FIELDS else _GO_TYPES.get(wanted, wanted)
+    known = _GO_FIELDS if is_whole else _GO_ELEMENTS
+    go_type = known.get(last) or _GO_TYPES.get(wanted, wanted)
     field = ".".join([struct, *names])
     return (
         f"json: cannot unmarshal {_JSON_KINDS.get(got, got)} into Go struct field {field} of type {go_type}"

@@ -1,7 +1,7 @@
-"""What answers of ``/v1/responses`` and ``/v1/messages`` tell of the work they took. Pure.
+"""What answers tell of the work they took, by endpoint; and those of ``/v1/responses`` and ``/v1/messages``.
 
-Both tell their usage at the end, streamed or not: the one in the last event of a stream, which repeats
-the whole answer, the other in the last but one.
+Pure. These two tell their usage at the end, streamed or not: the one in the last event of a stream, which
+repeats the whole answer, the other in the last but one. A transcription, the answer to a form, tells nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import msgspec
 
 from ollamalab.protocol.endpoints import Endpoint
-from ollamalab.queueing.work import Meter, Work, work_of_whole
+from ollamalab.queueing.work import NOTHING_TOLD, Meter, Work, work_of_whole
 
 #: From the end of a stream: enough for its usage and what follows it.
 _END_BYTES = 4096
@@ -63,16 +63,36 @@ class EventMeter(Meter):
         return max(0, self._newlines // _LINES_PER_EVENT - _EVENTS_WITHOUT_A_TOKEN)
 
 
+class SilentMeter(Meter):
+    """Watches an answer that tells nothing but its end: a transcription is its text alone."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(is_stream=False, is_openai=True)
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes; none are kept."""
+
+    def whole(self) -> Work | None:
+        """Return what the answer took, at its body's end."""
+        return NOTHING_TOLD
+
+
 def meter_of(endpoint: Endpoint, *, is_stream: bool) -> Meter:
     """Return the meter for an answer of an endpoint."""
     if endpoint.names_events:
         return EventMeter(is_stream=is_stream)
+    if endpoint.takes_form:
+        return SilentMeter()
     return Meter(is_stream=is_stream, is_openai=endpoint.is_openai)
 
 
 def work_of_answer(body: bytes, endpoint: Endpoint) -> Work | None:
     """Return what an unstreamed answer of an endpoint took; None if it is not whole."""
-    return _of_events(body) if endpoint.names_events else work_of_whole(body, is_openai=endpoint.is_openai)
+    if endpoint.names_events:
+        return _of_events(body)
+    return NOTHING_TOLD if endpoint.takes_form else work_of_whole(body, is_openai=endpoint.is_openai)
 
 
 def _of_events(body: bytes) -> Work | None:

@@ -1,8 +1,9 @@
 """What a notebook says of itself: title, question, minutes, hardware; and of its last execution.
 
-The author writes the three facts into the notebook's metadata::
+The author writes the facts into the notebook's metadata::
 
-    "ollamalab": {"question": "How long ...?", "minutes": 0.7, "hardware": "any"}
+    "ollamalab": {"question": "How long ...?", "minutes": 0.7, "hardware": "any",
+                  "estimate_s": "10 + 2 * pairs * (load_s + request_s)"}
 
 Read as JSON: a listing should not need Jupyter's libraries.
 """
@@ -30,12 +31,14 @@ class Header:
         question: What it asks, one sentence.
         minutes: How long its default run takes on two cores; None if not told.
         hardware: "any", or what it needs to be worth running.
+        estimate_s: How its seconds depend on its parameters, see ``runner.estimate``; "" if not told.
     """
 
     title: str
     question: str
     minutes: float | None
     hardware: str
+    estimate_s: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,7 @@ def header_of(notebook: dict[str, Any], name: str) -> Header:
         question=str(about.get("question", "")),
         minutes=float(minutes) if isinstance(minutes, int | float) else None,
         hardware=str(about.get("hardware", "any")),
+        estimate_s=str(about.get("estimate_s", "")),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import yaml
 from ollamalab.errors import SettingsError
 from ollamalab.report.notebooks import source_of
 
+_BUDGET = re.compile(r"^# Budget: (\d+(?:\.\d+)?) min\b", re.MULTILINE)
 _PLAIN = {"str": str, "int": int, "float": float, "bool": bool}
 
 
@@ -99,6 +101,15 @@ def read_values(path: Path, parameters: Mapping[str, Parameter], where: str) -> 
     if values is not None and not isinstance(values, dict):
         raise SettingsError(f"{where} must hold lines `name: value`, got {type(values).__name__}")
     return check(values or {}, parameters, where)
+
+
+def read_budget(path: Path) -> float | None:
+    """Return the minutes that a parameter file is made for, from its comment ``# Budget: 40 min``.
+
+    A comment, because papermill takes every key for a parameter. None if there is none.
+    """
+    found = _BUDGET.search(path.read_text(encoding="utf-8"))
+    return float(found[1]) if found else None
 
 
 def read_option(text: str) -> tuple[str, str]:

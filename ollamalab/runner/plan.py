@@ -16,6 +16,7 @@ from ollamalab.runner.parameters import (
     check,
     option_value,
     parameters_of,
+    read_budget,
     read_option,
     read_values,
 )
@@ -63,10 +64,12 @@ class Task:
     Attributes:
         notebook: What to execute.
         changed: Parameters that differ from the notebook's defaults.
+        budget_minutes: What its parameter file is made to take at most; None if it does not say.
     """
 
     notebook: Notebook
     changed: dict[str, Any]
+    budget_minutes: float | None = None
 
     @property
     def name(self) -> str:
@@ -151,9 +154,10 @@ def make_plan(
             )
     tasks = []
     for notebook in ordered:
-        values = {}
+        values, budget_minutes = {}, None
         if path := files.get(notebook.name):
             values = read_values(path, notebook.parameters, str(path.relative_to(root)))
+            budget_minutes = read_budget(path)
         given = {
             name: option_value(text, notebook.parameters[name])
             for name, text in overrides.items()
@@ -162,7 +166,7 @@ def make_plan(
         values |= check(given, notebook.parameters, "-p")
         defaults = notebook.parameters
         changed = {name: value for name, value in values.items() if value != defaults[name].default}
-        tasks.append(Task(notebook=notebook, changed=changed))
+        tasks.append(Task(notebook=notebook, changed=changed, budget_minutes=budget_minutes))
     return Plan(root=root, profile=profile, tasks=tuple(tasks))
 
 

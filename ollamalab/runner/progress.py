@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from ollamalab.report.notebooks import Execution
+from ollamalab.runner.estimate import estimate
 from ollamalab.runner.plan import Task
 
 _MARKS = {"done": "[green]✓[/]", "failed": "[red]✕[/]", "waiting": "[yellow]–[/]"}
@@ -36,9 +37,9 @@ class Pace:
 
 
 def announced_s(task: Task) -> float:
-    """Return the seconds that a notebook says it takes; half a minute if it does not say."""
-    minutes = task.notebook.header.minutes
-    return 60.0 * minutes if minutes is not None else 30.0
+    """Return the seconds that a notebook is expected to take; half a minute if nothing tells."""
+    expected_s = estimate(task, {}).seconds
+    return 30.0 if expected_s is None else expected_s
 
 
 class BatchView:

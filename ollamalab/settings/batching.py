@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ollamalab.errors import SettingsError
+from ollamalab.errors import OutOfRange, SettingsError
 
 _WINDOW = re.compile(r"(\d+(?:\.\d+)?)ms")
 _MAX_LINES = 10_000
@@ -26,11 +26,11 @@ class BatchSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.lines <= _MAX_LINES:
-            raise SettingsError(f"lines must be 1 to {_MAX_LINES}, got {self.lines!r}")
+            raise OutOfRange("lines", f"must be 1 to {_MAX_LINES}, got {self.lines!r}")
         if not 0 <= self.window_s <= _MAX_WINDOW_MS / 1000:
-            raise SettingsError(f"window_s must be 0 to {_MAX_WINDOW_MS // 1000}, got {self.window_s!r}")
+            raise OutOfRange("window_s", f"must be 0 to {_MAX_WINDOW_MS // 1000}, got {self.window_s!r}")
         if self.max_bytes < 1:
-            raise SettingsError(f"max_bytes must be 1 or more, got {self.max_bytes!r}")
+            raise OutOfRange("max_bytes", f"must be 1 or more, got {self.max_bytes!r}")
         if (self.lines > 1) + (self.window_s > 0) + self.is_adaptive > 1:
             raise SettingsError("choose one of lines, window_s and is_adaptive")
 
@@ -65,7 +65,8 @@ class BatchSettings:
         window = _WINDOW.fullmatch(cleaned)
         if window and 0 < float(window[1]) <= _MAX_WINDOW_MS:
             return cls(window_s=float(window[1]) / 1000)
-        raise SettingsError(
-            f"batch must be off, adaptive, a number of lines from 1 to {_MAX_LINES} such as 10, "
-            f"or a time up to {_MAX_WINDOW_MS}ms such as 20ms; got {text!r}"
+        raise OutOfRange(
+            "batch",
+            f"must be off, adaptive, a number of lines from 1 to {_MAX_LINES} such as 10, "
+            f"or a time up to {_MAX_WINDOW_MS}ms such as 20ms; got {text!r}",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ollamalab.errors import SettingsError
+from ollamalab.errors import OutOfRange
 
 CACHE_POLICIES = ("all", "deterministic")
 PACINGS = ("instant", "recorded")
@@ -24,15 +24,15 @@ class CacheSettings:
 
     def __post_init__(self) -> None:
         if self.policy not in CACHE_POLICIES:
-            raise SettingsError(f"policy must be one of {', '.join(CACHE_POLICIES)}, got {self.policy!r}")
+            raise OutOfRange("policy", f"must be one of {', '.join(CACHE_POLICIES)}, got {self.policy!r}")
         if self.pacing not in PACINGS:
-            raise SettingsError(f"pacing must be one of {', '.join(PACINGS)}, got {self.pacing!r}")
+            raise OutOfRange("pacing", f"must be one of {', '.join(PACINGS)}, got {self.pacing!r}")
         if not 0 < self.ttl_s < float("inf"):
-            raise SettingsError(f"ttl_s must be > 0 and finite, got {self.ttl_s!r}")
+            raise OutOfRange("ttl_s", f"must be > 0 and finite, got {self.ttl_s!r}")
         if not 0 <= self.stale_if_error_s < float("inf"):
-            raise SettingsError(
-                f"stale_if_error_s must be 0 or more and finite, got {self.stale_if_error_s!r}"
+            raise OutOfRange(
+                "stale_if_error_s", f"must be 0 or more and finite, got {self.stale_if_error_s!r}"
             )
         for name in ("max_entries", "max_bytes", "max_answer_bytes"):
             if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be 1 or more, got {getattr(self, name)!r}")
+                raise OutOfRange(name, f"must be 1 or more, got {getattr(self, name)!r}")

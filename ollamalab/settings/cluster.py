@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ollamalab.errors import SettingsError
+from ollamalab.errors import OutOfRange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,6 @@ class ClusterSettings:
     def __post_init__(self) -> None:
         for name in ("probe_interval_s", "probe_timeout_s", "list_interval_s"):
             if not 0 < getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} must be > 0 and finite, got {getattr(self, name)!r}")
+                raise OutOfRange(name, f"must be > 0 and finite, got {getattr(self, name)!r}")
         if self.max_attempts < 1:
-            raise SettingsError(f"max_attempts must be 1 or more, got {self.max_attempts!r}")
+            raise OutOfRange("max_attempts", f"must be 1 or more, got {self.max_attempts!r}")

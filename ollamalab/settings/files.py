@@ -1,16 +1,15 @@
-"""The one door for YAML: options of ``serve`` and keys of its file are the same names, read alike."""
+"""The one door from outside: options of ``serve`` and keys of its file are the same names, read alike."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ollamalab.errors import SettingsError
+from ollamalab.errors import OutOfRange, SettingsError
 from ollamalab.settings.batching import BatchSettings
 from ollamalab.settings.cache import CacheSettings
 from ollamalab.settings.cluster import ClusterSettings
@@ -29,6 +28,7 @@ from ollamalab.settings.values import (
     read_whole,
 )
 from ollamalab.settings.warmup import WarmupSettings
+from ollamalab.settings.yaml_keys import read_keys
 
 Reader = Callable[[str, object], Any]
 
@@ -45,7 +45,10 @@ def _read_concurrency(name: str, value: object) -> int | None:
 def _read_batch(name: str, value: object) -> BatchSettings:
     if isinstance(value, bool):  # YAML reads a bare `off` so
         value = "adaptive" if value else "off"
-    return BatchSettings.parse(str(value) if isinstance(value, int) else read_text(name, value))
+    try:
+        return BatchSettings.parse(str(value) if isinstance(value, int) else read_text(name, value))
+    except OutOfRange as error:
+        raise OutOfRange(name, error.rule) from error
 
 
 def _read_keep(name: str, value: object) -> str:
@@ -101,6 +104,8 @@ _KEYS: Mapping[str, tuple[str, Reader]] = {
     "write_timeout": ("limits.write_timeout_s", read_seconds),
 }
 
+_KEY_OF: Mapping[str, str] = {place: key for key, (place, _) in _KEYS.items()}
+
 _UPSTREAM = "upstream"
 
 _UPSTREAM_KEYS: Mapping[str, tuple[str, Reader]] = {
@@ -127,6 +132,12 @@ def gateway_keys() -> tuple[str, ...]:
     return (_UPSTREAM, *_KEYS)
 
 
+def changed_keys(before: GatewaySettings, after: GatewaySettings) -> tuple[str, ...]:
+    """Return the keys whose values differ, in the order of ``gateway_keys``."""
+    places = {_UPSTREAM: "upstreams", **{key: place for key, (place, _reader) in _KEYS.items()}}
+    return tuple(key for key, place in places.items() if _at(before, place) != _at(after, place))
+
+
 def gateway_settings(
     file: Path | None = None, options: Mapping[str, object] | None = None
 ) -> GatewaySettings:
@@ -139,13 +150,18 @@ def gateway_settings(
     Raises:
         SettingsError: A key is unknown, or a value has the wrong type or is out of range.
     """
-    values = _read_file(file) if file else {}
+    values = read_keys(file) if file else {}
     given = {key: value for key, value in (options or {}).items() if value is not None and value != []}
     try:
-        from_file = _settings_of({key: value for key, value in values.items() if key not in given})
+        from_file = _settings_of({key: value for key, value in values.items() if key not in given}, str)
     except SettingsError as error:
         raise SettingsError(f"{file}: {error}") from error
-    return _build({**from_file, **_settings_of(given)})
+    fields = {**from_file, **_settings_of(given, _option)}
+    try:
+        return _build(fields)
+    except OutOfRange as error:
+        key = error.name
+        raise SettingsError(f"{_option(key) if key in given else f'{file}: {key}'} {error.rule}") from error
 
 
 def parse_upstream(text: str) -> UpstreamSettings:
@@ -166,26 +182,13 @@ def parse_upstream(text: str) -> UpstreamSettings:
     return _upstream(fields)
 
 
-def _read_file(file: Path) -> dict[str, object]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"cannot read {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = getattr(error, "problem_mark", None)
-        line = f", line {place.line + 1}" if place else ""
-        raise SettingsError(
-            f"{file}{line} is not YAML: {getattr(error, 'problem', None) or error}"
-        ) from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise SettingsError(f"{file} must hold keys and values, such as `port: 11435`")
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+def _settings_of(values: Mapping[str, object], name_of: Callable[[str], str]) -> dict[str, Any]:
+    """Return fields of the settings, by their place, for keys and values as written.
 
-
-def _settings_of(values: Mapping[str, object]) -> dict[str, Any]:
-    """Return fields of the settings, by their place, for keys and values as written."""
+    Args:
+        values: By key.
+        name_of: Returns what whoever wrote a key calls it.
+    """
     fields: dict[str, Any] = {}
     for key, value in values.items():
         if key == _UPSTREAM:
@@ -197,19 +200,45 @@ def _settings_of(values: Mapping[str, object]) -> dict[str, Any]:
         if key not in _KEYS:
             raise SettingsError(f"unknown key {key!r}{_nearest(key, gateway_keys())}")
         place, reader = _KEYS[key]
-        fields[place] = reader(key, value)
+        fields[place] = reader(name_of(key), value)
     return fields
 
 
 def _build(fields: Mapping[str, Any]) -> GatewaySettings:
+    """Return the settings of these fields.
+
+    Raises:
+        OutOfRange: By the name of its key.
+        SettingsError: They cannot be used together.
+    """
     own = {place: value for place, value in fields.items() if "." not in place}
     own.setdefault("upstreams", ())
     for part, kind in _PARTS.items():
         inner = {
             place.partition(".")[2]: value for place, value in fields.items() if place.startswith(f"{part}.")
         }
-        own[part] = replace(kind(), **inner)
-    return GatewaySettings(**own)
+        with _named_by_key(f"{part}."):
+            own[part] = replace(kind(), **inner)
+    with _named_by_key(""):
+        return GatewaySettings(**own)
+
+
+@contextmanager
+def _named_by_key(prefix: str) -> Iterator[None]:
+    """Name a setting that is out of range by its key, which is all that users know of it."""
+    try:
+        yield
+    except OutOfRange as error:
+        raise OutOfRange(_KEY_OF[prefix + error.name], error.rule) from error
+
+
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _at(settings: GatewaySettings, place: str) -> object:
+    part, dot, field = place.partition(".")
+    return getattr(getattr(settings, part), field) if dot else getattr(settings, part)
 
 
 def _upstream(entry: object) -> UpstreamSettings:

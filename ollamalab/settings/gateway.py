@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ollamalab.errors import SettingsError
+from ollamalab.errors import OutOfRange, SettingsError
 from ollamalab.protocol.urls import server_url
 from ollamalab.settings.batching import BatchSettings
 from ollamalab.settings.cache import CacheSettings
@@ -96,9 +96,9 @@ class GatewaySettings:
             if twice is not None:
                 raise SettingsError(f"two upstreams have the {what} {twice}; each needs its own")
         if not 0 <= self.port <= _MAX_PORT:
-            raise SettingsError(f"port must be 0 to {_MAX_PORT}, got {self.port!r}")
+            raise OutOfRange("port", f"must be 0 to {_MAX_PORT}, got {self.port!r}")
         for name in ("request_timeout_s", "load_timeout_s"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise SettingsError(f"{name} must be > 0 and finite, got {getattr(self, name)!r}")
+                raise OutOfRange(name, f"must be > 0 and finite, got {getattr(self, name)!r}")
         if self.stop_timeout_s < 0:
-            raise SettingsError(f"stop_timeout_s must be 0 or more, got {self.stop_timeout_s!r}")
+            raise OutOfRange("stop_timeout_s", f"must be 0 or more, got {self.stop_timeout_s!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from ollamalab.errors import SettingsError
+from ollamalab.errors import OutOfRange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,4 +25,4 @@ class ServerLimits:
         for field in fields(self):
             value = getattr(self, field.name)
             if not value > 0:
-                raise SettingsError(f"{field.name} must be > 0, got {value!r}")
+                raise OutOfRange(field.name, f"must be > 0, got {value!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ollamalab.errors import SettingsError
+from ollamalab.errors import OutOfRange
 
 #: More is beyond any Ollama: each place at once costs its model a whole context of memory.
 MOST_CONCURRENT = 1024
@@ -23,14 +23,14 @@ class QueueSettings:
 
     def __post_init__(self) -> None:
         if self.max_concurrent is not None and not 1 <= self.max_concurrent <= MOST_CONCURRENT:
-            raise SettingsError(f"max_concurrent must be 1 to {MOST_CONCURRENT}, got {self.max_concurrent!r}")
+            raise OutOfRange("max_concurrent", f"must be 1 to {MOST_CONCURRENT}, got {self.max_concurrent!r}")
         if self.max_queue < 0:
-            raise SettingsError(f"max_queue must be 0 or more, got {self.max_queue!r}")
+            raise OutOfRange("max_queue", f"must be 0 or more, got {self.max_queue!r}")
         for name in ("queue_timeout_s", "ageing_s"):
             if not 0 < getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} must be > 0 and finite, got {getattr(self, name)!r}")
+                raise OutOfRange(name, f"must be > 0 and finite, got {getattr(self, name)!r}")
         if not 0 < self.share_ratio <= 1:
-            raise SettingsError(f"share_ratio must be above 0 and at most 1, got {self.share_ratio!r}")
+            raise OutOfRange("share_ratio", f"must be above 0 and at most 1, got {self.share_ratio!r}")
 
     @property
     def share(self) -> int:

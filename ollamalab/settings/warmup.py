@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ollamalab.errors import SettingsError
+from ollamalab.errors import OutOfRange
 from ollamalab.protocol.names import parse_name
 
 WARM_KEEPS = ("off", "auto")
@@ -30,9 +30,9 @@ class WarmupSettings:
         for model in self.models:
             parse_name(model)
         if self.keep not in WARM_KEEPS:
-            raise SettingsError(f"warm_keep must be {' or '.join(WARM_KEEPS)}, got {self.keep!r}")
+            raise OutOfRange("keep", f"must be {' or '.join(WARM_KEEPS)}, got {self.keep!r}")
         if not 0 <= self.hold_cost <= _MAX_HOLD_COST:
-            raise SettingsError(f"warm_hold_cost must be 0 to {_MAX_HOLD_COST:g}, got {self.hold_cost!r}")
+            raise OutOfRange("hold_cost", f"must be 0 to {_MAX_HOLD_COST:g}, got {self.hold_cost!r}")
 
     @property
     def is_on(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ollamalab.protocol.calls import Call
 from ollamalab.protocol.loaded import LoadedModel
@@ -66,11 +66,19 @@ class Keeper:
 
     def __init__(self, settings: WarmupSettings) -> None:
         self.models: dict[str, Warmth] = {}
-        self._controller = Controller(settings)
         self._room = Room()
         self._listed: tuple[LoadedModel, ...] = ()
-        self._wanted = {parse_name(name).key: name for name in settings.models}
-        self.restarted()
+        self._wanted: dict[str, str] = {}
+        self.take(settings)
+
+    def take(self, settings: WarmupSettings) -> None:
+        """Go by other settings from now on; what they want that the old ones did not is to be loaded."""
+        before, self._wanted = self._wanted, {parse_name(name).key: name for name in settings.models}
+        self._controller = Controller(settings)
+        for key in before.keys() - self._wanted.keys():
+            if key in self.models:
+                self.models[key].is_due = False
+        self._want(self._wanted.keys() - before.keys())
 
     def begun(self, call: Call, clock: Callable[[], float]) -> Visit:
         """Take note of a request that is sent to this upstream; its ``ended`` is to be called.
@@ -86,8 +94,7 @@ class Keeper:
 
     def restarted(self) -> None:
         """The upstream has come, or come back: what is wanted in any case is to be loaded."""
-        for key, name in self._wanted.items():
-            self.models.setdefault(key, Warmth(Preload(model=name))).is_due = True
+        self._want(self._wanted)
 
     def listed(
         self, asked_s: float, listed: Sequence[LoadedModel], expires_s: Mapping[str, float | None]
@@ -101,9 +108,11 @@ class Keeper:
         """
         self.models = {key: warmth for key, warmth in self.models.items() if not warmth.is_forgettable}
         shown = {model.key: model for model in listed}
+        begun_s = (warmth.load_begun_s for warmth in self.models.values())
+        load_begun_s = max((at_s for at_s in begun_s if at_s is not None and at_s <= asked_s), default=None)
         has_lost = False
         for key, warmth in self.models.items():
-            has_lost |= warmth.listed(asked_s, shown.get(key), expires_s.get(key))
+            has_lost |= warmth.listed(asked_s, shown.get(key), expires_s.get(key), load_begun_s=load_begun_s)
         is_in_use = any(warmth.in_flight for warmth in self.models.values())
         if has_lost and not listed and not is_in_use:
             self.restarted()  # nothing has made way for another: all are gone
@@ -123,6 +132,10 @@ class Keeper:
     def step_ended(self, decision: Decision, now_s: float, *, took_s: float | None) -> None:
         """Take note that it is done, or None that it failed."""
         self.models[decision.key].step_ended(now_s, took_s)
+
+    def _want(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.models.setdefault(key, Warmth(Preload(model=self._wanted[key]))).is_due = True
 
     def pause_s(self, now_s: float, poll_s: float) -> float:
         """Return how long nothing has to be looked at.

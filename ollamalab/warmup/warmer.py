@@ -8,6 +8,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -78,6 +79,7 @@ class _Member:
     keeper: Keeper
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     is_reachable: bool = True
+    look: asyncio.Event = field(default_factory=asyncio.Event)  # set to look at it now
 
 
 class Warmer:
@@ -125,6 +127,15 @@ class Warmer:
         for name in tuple(self._members):
             self.remove(name)
         await self._group.__aexit__(kind, error, trace)
+
+    def take(self, settings: WarmupSettings) -> None:
+        """Go by other settings from now on; what is known and counted stays."""
+        if settings == self._settings:
+            return
+        self._settings = settings
+        for member in self._members.values():
+            member.keeper.take(settings)
+            member.look.set()
 
     def set_upstreams(self, upstreams: Mapping[str, Upstream]) -> None:
         """Keep models of exactly these warm from now on; those that stay are not disturbed."""
@@ -217,13 +228,16 @@ class Warmer:
 
     async def _watch(self, member: _Member) -> None:
         while True:
+            member.look.clear()
             try:
                 await self.look(member.name)
             except Exception:  # a gateway does without, rather than fall
                 logger.exception("event=warmup_failed upstream=%s", member.name)
             spread = self._rng.uniform(1 - _JITTER_RATIO, 1 + _JITTER_RATIO)
             longest_s = self._poll_s if member.is_reachable else min(self._poll_s, _RETRY_S)
-            await asyncio.sleep(member.keeper.pause_s(self._clock(), longest_s * spread))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(member.keeper.pause_s(self._clock(), longest_s * spread)):
+                    await member.look.wait()
 
     async def _do(self, member: _Member, decision: Decision, preload: Preload) -> None:
         begun_s = self._clock()

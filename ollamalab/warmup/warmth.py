@@ -44,6 +44,7 @@ class Warmth:
         is_resident: Whether it is in memory.
         expires_s: Until when; None if that is not known, or while it is used. May be infinite.
         doing: What we do for it now.
+        load_begun_s: When the load that brought it, or brings it, began; None if that was not seen.
         may_load: Whether we may load it: once after each use, lest two models throw each other out again
             and again.
         is_due: Whether it is to be loaded in any case, because its server has just started.
@@ -60,12 +61,14 @@ class Warmth:
         self.is_known = self.is_resident = False
         self.expires_s: float | None = None
         self.doing: Step | None = None
+        self.load_begun_s: float | None = None
         self.may_load = self.is_due = False
         self._stamp: float | None = None  # ``expires_at`` as last shown; None = not since the timer started
         self._timer_s: float | None = None  # since when the server counts its keep-alive; None = not known
         self._was_listed = False  # whether its server has shown it since we last loaded it
         self._is_natural = True  # whether nothing of ours has prolonged its stay since its last use
         self._changed_s = -math.inf
+        self._shown_s = -math.inf  # when its server last showed it
 
     @property
     def is_forgettable(self) -> bool:
@@ -87,6 +90,8 @@ class Warmth:
             self.gaps.note(now_s - self.idle_since_s, now_s)
         self._lapse(now_s)
         is_warm = self.is_resident and self.doing is not Step.LOAD
+        if not (is_warm or self.doing):
+            self.load_begun_s = now_s
         self.is_resident = is_warm
         self.idle_since_s = self.expires_s = None
         self._is_natural = self.may_load = True
@@ -125,19 +130,29 @@ class Warmth:
             self.account.natural(now_s)
         else:
             self.account.gone(now_s)
+            self.load_begun_s = None
 
-    def listed(self, asked_s: float, shown: LoadedModel | None, expires_s: float | None) -> bool:
+    def listed(
+        self,
+        asked_s: float,
+        shown: LoadedModel | None,
+        expires_s: float | None,
+        *,
+        load_begun_s: float | None = None,
+    ) -> bool:
         """Its server says whether it is in memory; return whether it went before its time.
 
         Args:
             asked_s: When the server was asked.
             shown: What it says; None = it is not loaded.
             expires_s: ``shown.expires_unix_s`` on our clock; None if the server does not say.
+            load_begun_s: When the last load of another model began there before that: since a server
+                makes room before it loads, that is when this one went, if it was there until then.
         """
         if self.in_flight or self.doing is not None or self._changed_s > asked_s:
             return False  # out of date before it is read
         if shown is None:
-            return self._vanish(asked_s)
+            return self._vanish(asked_s, load_begun_s)
         known, self._stamp = self._stamp, shown.expires_unix_s
         stays_s = math.inf if expires_s is None else expires_s
         if not self.is_resident or (known is not None and known != shown.expires_unix_s):
@@ -148,6 +163,7 @@ class Warmth:
         if self._timer_s is not None and asked_s < stays_s < math.inf:
             self.keep_s = stays_s - self._timer_s
         self.is_resident, self.expires_s, self._was_listed = True, stays_s, True
+        self._shown_s = asked_s
         return False
 
     def step_begun(self, step: Step, now_s: float) -> None:
@@ -155,6 +171,7 @@ class Warmth:
         self.doing = step
         self._changed_s = now_s
         if step is Step.LOAD:
+            self.load_begun_s = now_s
             self.may_load = self.is_due = self._was_listed = False
             self.account.loading(now_s)
 
@@ -220,7 +237,7 @@ class Warmth:
             self.account.gone(self.expires_s)
             self.is_resident, self.expires_s = False, None
 
-    def _vanish(self, now_s: float) -> bool:
+    def _vanish(self, now_s: float, load_begun_s: float | None) -> bool:
         """Take it for unloaded; return whether that came before its time.
 
         A server shows a model by one of its names only: one that was never shown has not gone.
@@ -228,6 +245,8 @@ class Warmth:
         self._lapse(now_s)
         if not self.is_resident:
             return False
+        if load_begun_s is not None and load_begun_s > max(self._shown_s, self._changed_s):
+            now_s = load_begun_s
         self.account.gone(now_s)
         self.is_resident, self.expires_s = False, None
         return self._was_listed

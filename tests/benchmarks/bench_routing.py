@@ -4,7 +4,7 @@
   and how many loads there were while the model was in memory elsewhere (avoidable ones);
 - *chats*: three chats with the same system prompt that grow side by side, on two servers: prompt tokens
   that the engines evaluated, by their own count; and how far ahead of the other a server ever got;
-- *unequal servers*: one gets a quarter of the time of a processor, as on a host that is so much slower;
+- *unequal servers*: one gets a sixth of the time of a processor, as on a host that is so much slower;
   short and long answers are asked for at moments that do not wait for answers (Poisson): seconds per
   request.
 
@@ -51,9 +51,9 @@ LOAD_S = 0.2  # a shorter ``load_duration`` is no load
 SLOTS = 2  # of each server in ``chats``: how far ahead prefix routing may let one get
 BURST = 8
 
-SLOWNESS = 1 / 4  # of the slower server in ``unequal_servers``
-RATE_RPS = 2.0  # about half of what the faster one could take alone
-ANSWERS_TOKENS = (4, 24)
+SLOWNESS = 1 / 6  # of the slower server in ``unequal_servers``
+RATE_RPS = 2.5  # about half of what the faster one could take alone
+ANSWERS_TOKENS = (4, 16)
 
 SECONDS = Metric(name="e2e_s", better="lower", unit="s")
 TOKENS = Metric(name="evaluated_prompt_tokens", better="lower", unit="tokens")
@@ -130,7 +130,7 @@ class Leads:
 
 
 async def chats(folder: Path, pairs: int) -> dict[str, Any]:
-    """Three chats of three turns each, side by side; half the pairs, since counts vary less than times."""
+    """Three chats of three turns each, side by side; fewer pairs, since counts vary less than times."""
     async with two_servers(folder, "--num-parallel", str(SLOTS)) as both:
         await load(both)
         model = both.servers[0].model
@@ -166,7 +166,7 @@ async def chats(folder: Path, pairs: int) -> dict[str, Any]:
 
         for route in ("round-robin", "prefix"):
             await visit(route, -1)
-        found = await compared(("round-robin", "prefix"), TOKENS, pairs // 2, visit)
+        found = await compared(("round-robin", "prefix"), TOKENS, pairs // 3, visit)
         members = both.members()
         leads = Leads(members)
         async with routed(members, "prefix", SEED, visits=leads, max_concurrent=SLOTS) as cluster:
