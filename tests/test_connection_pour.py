@@ -52,9 +52,12 @@ async def test_the_sink_has_every_chunk_as_it_comes() -> None:
         came.append(chunk)
         steps.seen.release()
 
-    async with raw(steps.serve) as server, OllamaConnection(server.url) as connection:
-        async with await connection.send(asked()) as reply:
-            await pour(reply, take)
+    async with (
+        raw(steps.serve) as server,
+        OllamaConnection(server.url) as connection,
+        await connection.send(asked()) as reply,
+    ):
+        await pour(reply, take)
     assert came == PARTS
 
 
@@ -70,16 +73,20 @@ async def test_a_sink_that_lags_gets_nothing_before_it_has_caught_up() -> None:
         return None
 
     steps = Steps()
-    async with raw(steps.serve) as server, OllamaConnection(server.url) as connection:
-        async with await connection.send(asked()) as reply, asyncio.TaskGroup() as group:
-            group.create_task(pour(reply, take))
-            await is_full.wait()
-            for _ in PARTS:
-                steps.seen.release()
-            while not reply.is_ended:  # noqa: ASYNC110 - the socket is read, and nobody is told
-                await asyncio.sleep(0)
-            assert came == PARTS[:1]
-            caught_up.set_result(None)
+    async with (
+        raw(steps.serve) as server,
+        OllamaConnection(server.url) as connection,
+        await connection.send(asked()) as reply,
+        asyncio.TaskGroup() as group,
+    ):
+        group.create_task(pour(reply, take))
+        await is_full.wait()
+        for _ in PARTS:
+            steps.seen.release()
+        while not reply.is_ended:  # noqa: ASYNC110 - the socket is read, and nobody is told
+            await asyncio.sleep(0)
+        assert came == PARTS[:1]
+        caught_up.set_result(None)
     assert b"".join(came) == b"".join(PARTS)
 
 
@@ -164,9 +171,12 @@ async def test_what_comes_during_a_rest_is_one_chunk_and_the_end_ends_it() -> No
             call_of(request).rest_until_s = time.perf_counter() + 3600
             rests.set()
 
-    async with raw(serve) as server, OllamaConnection(server.url) as connection:
-        async with await connection.send(request) as reply:
-            await pour(reply, take)
+    async with (
+        raw(serve) as server,
+        OllamaConnection(server.url) as connection,
+        await connection.send(request) as reply,
+    ):
+        await pour(reply, take)
     assert came == [PARTS[0], b"".join(PARTS[1:])]
 
 
