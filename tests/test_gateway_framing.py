@@ -46,7 +46,7 @@ class Client:
         self.frames: list[bytes] = []
         self.backlog_bytes = 0
         self.caught_up = asyncio.Event()
-        self.drains = 0
+        self.lags = 0
         self._came = asyncio.Event()
 
     def write(self, data: bytes) -> None:
@@ -54,8 +54,13 @@ class Client:
             self.frames.append(data)
             self._came.set()
 
-    async def drain(self) -> None:
-        self.drains += 1
+    def lag(self) -> asyncio.Future[None] | None:
+        if not self.backlog_bytes:
+            return None
+        self.lags += 1
+        return asyncio.ensure_future(self._catch_up())
+
+    async def _catch_up(self) -> None:
         await self.caught_up.wait()
         self.backlog_bytes = 0
 
@@ -71,7 +76,7 @@ async def test_the_first_line_and_the_final_one_wait_for_no_window() -> None:
     for part in (FIRST, SECOND, THIRD, FINAL):
         stream.parts.put_nowait(part)
     async with asyncio.TaskGroup() as group:
-        group.create_task(write_frames(stream.chunks(), StreamBatcher(LONG), client, CALL))
+        group.create_task(write_frames(stream, StreamBatcher(LONG), client, CALL))
         await client.has(2)
         assert client.frames == [FIRST, SECOND + THIRD + FINAL], "though the stream is still open"
         stream.parts.put_nowait(b"")
@@ -80,7 +85,7 @@ async def test_the_first_line_and_the_final_one_wait_for_no_window() -> None:
 async def test_what_is_held_leaves_when_it_is_due_though_nothing_more_comes() -> None:
     stream, client = Stream(), Client()
     async with asyncio.TaskGroup() as group:
-        group.create_task(write_frames(stream.chunks(), StreamBatcher(SHORT), client, CALL))
+        group.create_task(write_frames(stream, StreamBatcher(SHORT), client, CALL))
         for count, part in enumerate((FIRST, SECOND, THIRD), start=1):
             stream.parts.put_nowait(part)
             await client.has(count)
@@ -91,9 +96,7 @@ async def test_what_is_held_leaves_when_it_is_due_though_nothing_more_comes() ->
 async def test_lines_of_one_window_leave_in_one_frame() -> None:
     stream, client = Stream(), Client()
     async with asyncio.TaskGroup() as group:
-        group.create_task(
-            write_frames(stream.chunks(), StreamBatcher(BatchSettings(window_s=0.05)), client, CALL)
-        )
+        group.create_task(write_frames(stream, StreamBatcher(BatchSettings(window_s=0.05)), client, CALL))
         stream.parts.put_nowait(FIRST)
         await client.has(1)
         stream.parts.put_nowait(SECOND)
@@ -109,7 +112,7 @@ async def test_a_stream_that_breaks_off_gives_all_that_came_before_its_error(set
     for part in (FIRST, SECOND, b'{"resp', BadReply("cut")):
         stream.parts.put_nowait(part)
     with pytest.raises(BadReply, match="cut"):
-        await write_frames(stream.chunks(), StreamBatcher(settings), client, CALL)
+        await write_frames(stream, StreamBatcher(settings), client, CALL)
     assert client.frames == [FIRST, SECOND + b'{"resp']
 
 
@@ -118,7 +121,7 @@ async def test_a_stream_that_ends_without_its_final_line_gives_all_of_it(setting
     stream, client = Stream(), Client()
     for part in (FIRST, SECOND, THIRD, b""):
         stream.parts.put_nowait(part)
-    await write_frames(stream.chunks(), StreamBatcher(settings), client, CALL)
+    await write_frames(stream, StreamBatcher(settings), client, CALL)
     assert client.frames == [FIRST, SECOND + THIRD]
 
 
@@ -126,7 +129,7 @@ async def test_a_client_that_hangs_up_gets_nothing_later() -> None:
     """A timer that outlived its stream would write into somebody else's answer."""
     stream, client = Stream(), Client()
     task = asyncio.create_task(
-        write_frames(stream.chunks(), StreamBatcher(BatchSettings(window_s=0.01)), client, CALL)
+        write_frames(stream, StreamBatcher(BatchSettings(window_s=0.01)), client, CALL)
     )
     stream.parts.put_nowait(FIRST)
     await client.has(1)
@@ -140,9 +143,7 @@ async def test_a_client_that_hangs_up_gets_nothing_later() -> None:
     for part in (FIRST, SECOND):
         later.parts.put_nowait(part)
     async with asyncio.TaskGroup() as group:
-        group.create_task(
-            write_frames(later.chunks(), StreamBatcher(BatchSettings(window_s=0.02)), other, CALL)
-        )
+        group.create_task(write_frames(later, StreamBatcher(BatchSettings(window_s=0.02)), other, CALL))
         await other.has(2)  # a longer window than the first, begun later
         later.parts.put_nowait(b"")
     assert client.frames == [FIRST]
@@ -154,14 +155,12 @@ async def test_nothing_is_taken_from_the_upstream_while_the_client_is_too_far_be
     for part in (FIRST, SECOND, FINAL, b""):
         stream.parts.put_nowait(part)
     async with asyncio.TaskGroup() as group:
-        group.create_task(
-            write_frames(stream.chunks(), StreamBatcher(BatchSettings(is_adaptive=True)), client, CALL)
-        )
+        group.create_task(write_frames(stream, StreamBatcher(BatchSettings(is_adaptive=True)), client, CALL))
         await client.has(1)
         assert stream.parts.qsize() == 3
         client.caught_up.set()
     assert b"".join(client.frames) == FIRST + SECOND + FINAL
-    assert client.drains == 1
+    assert client.lags == 1
 
 
 async def test_an_adaptive_stream_says_when_it_rests_and_loses_nothing() -> None:
@@ -170,7 +169,7 @@ async def test_an_adaptive_stream_says_when_it_rests_and_loses_nothing() -> None
     for part in parts:
         stream.parts.put_nowait(part)
     batcher = StreamBatcher(BatchSettings(is_adaptive=True))
-    await write_frames(stream.chunks(), batcher, client, call)
+    await write_frames(stream, batcher, client, call)
     assert b"".join(client.frames) == b"".join(parts)
     assert call.rest_until_s == batcher.rest_until_s
     assert batcher.tally.lines == 201

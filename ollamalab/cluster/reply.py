@@ -8,7 +8,7 @@ from typing import Self
 
 from ollamalab.cluster.booking import Booking
 from ollamalab.protocol.calls import UPSTREAM_HEADER
-from ollamalab.protocol.upstream import Reply, whole_of
+from ollamalab.protocol.upstream import Reply, Sink, pour
 
 
 class RoutedReply:
@@ -30,14 +30,13 @@ class RoutedReply:
         self._reply = reply
         self._booking = booking
 
-    @property
-    def whole(self) -> bytes | None:
-        """The body, if all of it has come; see ``whole_of``."""
-        return whole_of(self._reply)
-
     def chunks(self) -> AsyncIterator[bytes]:
         """Give the body as it arrives; raises what the member raises."""
         return self._reply.chunks()
+
+    async def pour(self, sink: Sink) -> None:
+        """Give the body to a sink; raises what the member raises."""
+        await pour(self._reply, sink)
 
     async def __aenter__(self) -> Self:
         return self

@@ -87,7 +87,10 @@ class OllamaConnection:
             is_head_only = request.method == "HEAD"
             reply = wire.exchange(head, request.body, is_head_only=is_head_only, call=request.call)
             try:
-                await reply.started()
+                while not reply.is_started:
+                    if reply.failure is not None:
+                        raise reply.failure
+                    await reply.news()
             except Unanswered as lost:
                 may_resend = may_resend and is_worth_sending_again(
                     request.method, is_reused=is_reused, after_s=lost.after_s

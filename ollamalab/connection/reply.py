@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ollamalab.errors import UpstreamError
+from ollamalab.protocol.upstream import Sink
 
 if TYPE_CHECKING:
     from ollamalab.connection.wire import Wire
@@ -37,16 +38,20 @@ class HttpReply:
             task switch between the read and its reader.
         failure: What ended the reply early.
         held_bytes: Of the body, come and not taken.
+        is_started: Whether status and headers have come.
         is_ended: Whether nothing more will come, for better or worse.
         waiting_since_s: Since when the reader waits for a byte; None while it does not.
     """
 
     __slots__ = (
         "_call",
+        "_error",
         "_held",
+        "_is_gathered",
         "_is_read",
-        "_is_resting",
-        "_is_started",
+        "_lag",
+        "_rest",
+        "_sink",
         "_waiter",
         "_wire",
         "connected_s",
@@ -54,6 +59,7 @@ class HttpReply:
         "headers",
         "held_bytes",
         "is_ended",
+        "is_started",
         "received_s",
         "sent_end_s",
         "status",
@@ -72,9 +78,13 @@ class HttpReply:
         self.waiting_since_s: float | None = None
         self._call = call
         self._held: deque[tuple[float, bytes]] = deque()
-        self._is_resting = False
+        self._is_gathered = False
         self._is_read = False
-        self._is_started = False
+        self._error: Exception | None = None  # of the sink
+        self._lag: asyncio.Future[None] | None = None
+        self._rest: asyncio.TimerHandle | None = None
+        self._sink: Sink | None = None
+        self.is_started = False
         self._waiter: asyncio.Future[None] | None = None
         self._wire = wire
 
@@ -89,19 +99,43 @@ class HttpReply:
         held = self._held
         while True:
             while held:
-                self.received_s, chunk = held.popleft()
-                self.held_bytes -= len(chunk)
-                if not self.is_ended and self._wire.is_paused and self.held_bytes <= HELD_LIMIT_BYTES // 2:
-                    self._wire.resume()
-                yield chunk
+                yield self._take()
             if self.failure is not None:
                 raise self.failure
             if self.is_ended:
                 return
-            if self._call is not None and self._call.rest_until_s:
-                await self._rest(self._call)
-            else:
-                await self._news()
+            self._begin_rest()
+            await self.news()
+
+    async def pour(self, sink: Sink) -> None:
+        """Give the body to a sink, each chunk from within the read that brought it.
+
+        Raises:
+            UpstreamTimeout: No byte within the progress timeout.
+            BadReply: The body broke off.
+        """
+        self._is_read = True
+        held = self._held
+        while True:
+            while held:
+                lag = sink(self._take())
+                if lag is not None:
+                    await lag
+            if self.failure is not None:
+                raise self.failure
+            if self.is_ended:
+                return
+            self._begin_rest()
+            self._sink = sink
+            try:
+                await self.news()
+            finally:
+                self._sink = None
+            if self._error is not None:
+                raise self._error
+            if self._lag is not None:
+                lag, self._lag = self._lag, None
+                await lag
 
     @property
     def whole(self) -> bytes | None:
@@ -121,17 +155,17 @@ class HttpReply:
     ) -> None:
         self.leave()
 
-    async def started(self) -> None:
-        """Wait for status and headers.
-
-        Raises:
-            UpstreamTimeout: They did not come within the progress timeout.
-            BadReply: Something else came, or nothing.
-        """
-        while not self._is_started:
-            if self.failure is not None:
-                raise self.failure
-            await self._news()
+    async def news(self) -> None:
+        """Wait until there is more to take, or the end, or a failure."""
+        self._waiter = self._wire.loop.create_future()
+        self.waiting_since_s = time.perf_counter()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = self.waiting_since_s = None
+            if self._rest is not None:
+                self._rest.cancel()
+                self._rest = None
 
     def leave(self) -> None:
         """Hang up on a reply that has not ended; its connection is of no more use."""
@@ -141,12 +175,16 @@ class HttpReply:
     def begin(self, status: int, headers: dict[str, str], at_s: float) -> None:
         """Take status and headers."""
         self.status, self.headers, self.received_s = status, headers, at_s
-        self._is_started = True
+        self.is_started = True
 
     def add(self, chunk: bytes, at_s: float) -> None:
-        """Take what one read brought of the body."""
-        self._held.append((at_s, chunk))
-        self.held_bytes += len(chunk)
+        """Take what one read brought of the body; who waits for it must then be woken."""
+        if self._sink is None or self._rest is not None:
+            self._held.append((at_s, chunk))
+            self.held_bytes += len(chunk)
+        else:
+            self.received_s = at_s
+            self._give(self._sink, chunk)
 
     def end(self) -> None:
         """Take note that the body is whole."""
@@ -161,41 +199,55 @@ class HttpReply:
     def wake(self) -> None:
         """Let the reader look again, if it waits."""
         waiter = self._waiter
-        if waiter is not None and not waiter.done() and (self.is_ended or not self._is_resting):
+        if waiter is None or waiter.done():
+            return
+        if self.is_ended or (self._sink is None and self._rest is None):
             waiter.set_result(None)
 
-    async def _rest(self, call: Call) -> None:
+    def _take(self) -> bytes:
+        """Return what is held: one chunk, or all that a rest has gathered."""
+        held = self._held
+        self.received_s, chunk = held.popleft()
+        self.held_bytes -= len(chunk)
+        if held and self._is_gathered:
+            chunk = b"".join((chunk, *(later for _, later in held)))
+            held.clear()
+            self.held_bytes = 0
+        self._is_gathered = False
+        if not self.is_ended and self._wire.is_paused and self.held_bytes <= HELD_LIMIT_BYTES // 2:
+            self._wire.resume()
+        return chunk
+
+    def _give(self, sink: Sink, chunk: bytes) -> None:
+        """Give a chunk to a sink that waits for it; wake the reader if it has to wait or went wrong."""
+        try:
+            self._lag = sink(chunk)
+        except Exception as error:  # it is the reader's to raise, not the connection's
+            self._error = error
+        if self._lag is None and self._error is None:
+            self._begin_rest()
+        else:
+            self._sink = None
+            self.wake()
+
+    def _begin_rest(self) -> None:
         """Gather what comes for as long as the reader wants nothing, but not past the body's end.
 
         Reading goes on. To stop it too, and leave the gathering to the kernel, was tried: it costs as much
         as it saves, and the end of a body waited for the end of the rest.
         """
+        call = self._call
+        if call is None or not call.rest_until_s:
+            return
         rest_s = call.rest_until_s - time.perf_counter()
         call.rest_until_s = 0.0
-        if rest_s <= 0:
-            return
-        timer = self._wire.loop.call_later(rest_s, self._end_rest)
-        self._is_resting = True
-        try:
-            await self._news()
-        finally:
-            self._is_resting = False
-            timer.cancel()
-        if len(self._held) > 1:
-            first_s = self._held[0][0]
-            gathered = b"".join([chunk for _, chunk in self._held])
-            self._held.clear()
-            self._held.append((first_s, gathered))
+        if rest_s > 0:
+            self._is_gathered = True
+            self._rest = self._wire.loop.call_later(rest_s, self._end_rest)
 
     def _end_rest(self) -> None:
-        self._is_resting = False
-        self.wake()
-
-    async def _news(self) -> None:
-        """Wait for the wire to say that there is something new."""
-        self._waiter = self._wire.loop.create_future()
-        self.waiting_since_s = time.perf_counter()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = self.waiting_since_s = None
+        self._rest = None
+        if self._held and self._sink is not None:
+            self._give(self._sink, self._take())
+        if self._held:
+            self.wake()

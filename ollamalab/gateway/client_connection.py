@@ -182,10 +182,11 @@ class ClientConnection(asyncio.Protocol):
             self.written_bytes += len(data)
             self.transport.write(data)
 
-    async def unblocked(self) -> None:
-        """Wait until the client has caught up."""
-        self._unblocked = self._loop.create_future()
-        await self._unblocked
+    def unblocked(self) -> asyncio.Future[None]:
+        """Return what is done once the client has caught up."""
+        if self._unblocked is None or self._unblocked.done():
+            self._unblocked = self._loop.create_future()
+        return self._unblocked
 
     def finish(self) -> None:
         """Close after the answer that is being given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 
@@ -73,9 +74,14 @@ class Exchange:
             self.tail.feed(data)
         self._outgoing.write(data)
 
-    async def drain(self) -> None:
-        """Wait while the client is too far behind; ask only if there is a backlog."""
-        await self._outgoing.drain()
+    def lag(self) -> asyncio.Future[None] | None:
+        """Return what to wait for while the client is too far behind; None if it is not."""
+        return self._outgoing.lag()
+
+    def take(self, data: bytes) -> asyncio.Future[None] | None:
+        """Write a part of the body; return what to wait for before the next."""
+        self.write(data)
+        return self._outgoing.lag()
 
     def end(self, error: OllamaLabError | None = None) -> None:
         """Finish the answer; with an error it is told as broken, though the body ends properly."""
@@ -93,20 +99,18 @@ class Exchange:
     ) -> None:
         """Write a whole answer at once; ``error`` is what it tells of, for the log."""
         self.start(status, headers, length=len(body))
-        if body:
-            self._body_bytes += len(body)
-            self._outgoing.write(body)
-        self.end()
+        self._body_bytes = len(body)
+        self._outgoing.end(body)
+        self._ending = Ending.WHOLE
         self._error = None if error is None else str(error)
 
     def served(self) -> Served:
         """Return what is known at the end."""
         arrived_s = self.incoming.received_s
         call = self.call
-        path = self.incoming.target.partition("?")[0]
         return Served(
             method=self.incoming.method,
-            path=call.endpoint.path if call else path if path in OWN_PATHS or endpoint_of(path) else "other",
+            path=call.endpoint.path if call else _known_path(self.incoming.target),
             status=self._status,
             ending=self._ending,
             error=self._error,
@@ -119,3 +123,9 @@ class Exchange:
             e2e_s=time.perf_counter() - arrived_s,
             body_bytes=self._body_bytes,
         )
+
+
+def _known_path(target: str) -> str:
+    """Return the path of a request that no part has read; "other" if nobody knows it."""
+    path = target.partition("?")[0]
+    return path if path in OWN_PATHS or endpoint_of(path) else "other"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Protocol
 
 from ollamalab.batching import StreamBatcher
 from ollamalab.errors import OllamaLabError
 from ollamalab.protocol.calls import Call
+from ollamalab.protocol.upstream import Reply, pour
 
 
-class Sink(Protocol):
+class Client(Protocol):
     """Where frames go."""
 
     @property
@@ -24,49 +24,52 @@ class Sink(Protocol):
         """Write a frame; never waits, and does nothing once the client is gone."""
         ...
 
-    async def drain(self) -> None:
-        """Wait while the client is too far behind."""
+    def lag(self) -> asyncio.Future[None] | None:
+        """Return what to wait for while the client is too far behind; None if it is not."""
         ...
 
 
 async def write_frames(
-    chunks: AsyncIterator[bytes],
+    reply: Reply,
     batcher: StreamBatcher,
-    sink: Sink,
+    client: Client,
     call: Call,
 ) -> None:
     """Write a stream to its end; what is held when it breaks off is written too.
 
-    One task does all of it. A frame that is due while the next chunk is awaited is written by a timer,
+    A frame that is due while the next chunk is awaited is written by a timer,
     since racing the chunk against the moment would cost a task for each chunk. A rest is left to whoever
     reads the socket: asleep here, nobody would see the stream's end, and what comes would still be many
     chunks.
 
     Args:
-        chunks: The stream.
+        reply: The stream.
         batcher: Decides.
-        sink: Where frames go.
+        client: Where frames go.
         call: Told when this reader wants to rest.
 
     Raises:
-        OllamaLabError: Whatever the chunks raise.
+        OllamaLabError: Whatever the reply raises.
     """
     clock = time.perf_counter
-    timer = _Timer(batcher, sink)
+    timer = _Timer(batcher, client)
+
+    def take(chunk: bytes) -> asyncio.Future[None] | None:
+        frame = batcher.feed(chunk, clock(), backlog_bytes=client.backlog_bytes)
+        if batcher.rest_until_s is not None:
+            call.rest_until_s = batcher.rest_until_s
+        if frame:
+            client.write(frame)
+            return client.lag()
+        if batcher.due_s is not None:
+            timer.set(batcher.due_s)
+        return None
+
     try:
-        async for chunk in chunks:
-            frame = batcher.feed(chunk, clock(), backlog_bytes=sink.backlog_bytes)
-            if frame:
-                sink.write(frame)
-                if sink.backlog_bytes:
-                    await sink.drain()
-            elif batcher.due_s is not None:
-                timer.set(batcher.due_s)
-            if batcher.rest_until_s is not None:
-                call.rest_until_s = batcher.rest_until_s
-        sink.write(batcher.flush())
+        await pour(reply, take)
+        client.write(batcher.flush())
     except OllamaLabError:
-        sink.write(batcher.flush())
+        client.write(batcher.flush())
         raise
     finally:
         timer.cancel()
@@ -75,9 +78,9 @@ async def write_frames(
 class _Timer:
     """Writes what a batcher holds when it is due; set anew only after it fired."""
 
-    def __init__(self, batcher: StreamBatcher, sink: Sink) -> None:
+    def __init__(self, batcher: StreamBatcher, client: Client) -> None:
         self._batcher = batcher
-        self._sink = sink
+        self._client = client
         self._loop = asyncio.get_running_loop()
         self._handle: asyncio.TimerHandle | None = None
 
@@ -98,4 +101,4 @@ class _Timer:
         if due_s > time.perf_counter():
             self.set(due_s)  # so it did, and what is held now came after
         else:
-            self._sink.write(self._batcher.flush())
+            self._client.write(self._batcher.flush())

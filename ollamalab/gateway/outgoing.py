@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 from collections.abc import Mapping
@@ -54,11 +55,6 @@ class Outgoing:
         connection = self._connection
         return 0 if connection.is_lost else connection.transport.get_write_buffer_size()
 
-    @property
-    def is_blocked(self) -> bool:
-        """Whether so much waits for the client that ``drain`` would wait."""
-        return self._connection.is_blocked
-
     def start(self, status: int, headers: Mapping[str, str], *, length: int | None) -> None:
         """Give status and headers.
 
@@ -94,10 +90,12 @@ class Outgoing:
             return
         self._connection.write(self._framed(data))
 
-    async def drain(self) -> None:
-        """Wait until the client has taken enough; it is dropped if it takes nothing for too long."""
-        if self._connection.is_blocked:
-            await self._connection.unblocked()
+    def lag(self) -> asyncio.Future[None] | None:
+        """Return what to wait for until the client has taken enough; None if it has.
+
+        A client that takes nothing for too long is dropped.
+        """
+        return self._connection.unblocked() if self._connection.is_blocked else None
 
     def end(self, data: bytes = b"") -> None:
         """Say that the body is whole; a last part given here leaves in the same write.

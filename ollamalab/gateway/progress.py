@@ -18,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,7 +34,7 @@ from ollamalab.errors import (
 from ollamalab.protocol.calls import Call, call_of
 from ollamalab.protocol.names import parse_name
 from ollamalab.protocol.options import load_options
-from ollamalab.protocol.upstream import Reply, Request, Upstream, whole_of
+from ollamalab.protocol.upstream import Reply, Request, Sink, Upstream, pour, whole_of
 
 logger = logging.getLogger(__name__)
 
@@ -147,12 +148,37 @@ class Progress:
     async def chunks(self, reply: Reply, wait: _Wait) -> AsyncIterator[bytes]:
         """Give the body of a reply, as long as it goes on."""
         clock = self._clock
-        wait.begin(clock(), self._loop)
-        try:
+        with self._watching(wait):
             async for chunk in reply.chunks():
                 wait.since_s = None  # from here on the reader is to be waited for
                 yield chunk
                 wait.since_s = clock()
+
+    async def pour(self, reply: Reply, wait: _Wait, sink: Sink) -> None:
+        """Give the body of a reply to a sink, as long as it goes on."""
+        clock = self._clock
+
+        def watched(chunk: bytes) -> asyncio.Future[None] | None:
+            lag = sink(chunk)
+            if lag is None:
+                wait.since_s = clock()
+            else:  # the reader is to be waited for
+                wait.since_s = None
+                lag.add_done_callback(caught_up)
+            return lag
+
+        def caught_up(_lag: asyncio.Future[None]) -> None:
+            wait.since_s = clock()
+
+        with self._watching(wait):
+            await pour(reply, watched)
+
+    @contextmanager
+    def _watching(self, wait: _Wait) -> Iterator[None]:
+        """Watch what the block waits for."""
+        wait.begin(self._clock(), self._loop)
+        try:
+            yield
         except (asyncio.CancelledError, UpstreamError) as error:
             if wait.is_given_up_by(error):
                 raise self._timeout(wait) from error
@@ -300,6 +326,10 @@ class _WatchedReply:
             UpstreamError: As the upstream does.
         """
         return self._progress.chunks(self._reply, self._wait)
+
+    async def pour(self, sink: Sink) -> None:
+        """Give the body to a sink; raises what ``chunks`` raises."""
+        await self._progress.pour(self._reply, self._wait, sink)
 
     async def __aenter__(self) -> Self:
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 
 from ollamalab.batching import BatchTally, StreamBatcher
 from ollamalab.cache.policy import refuse_if_only_cached
@@ -15,7 +15,7 @@ from ollamalab.gateway.framing import write_frames
 from ollamalab.protocol.calls import CACHE_HEADER, QUEUE_HEADER, TIMING_HEADER, Call, call_of
 from ollamalab.protocol.endpoints import Kind
 from ollamalab.protocol.lines import StreamTail
-from ollamalab.protocol.upstream import Reply, Request, Upstream, whole_of
+from ollamalab.protocol.upstream import Reply, Request, Upstream, pour, whole_of
 from ollamalab.settings import BatchSettings
 
 _OK = 200
@@ -67,28 +67,31 @@ class Relay:
         if call.cache_control and not self._has_cache:
             refuse_if_only_cached(call)
         reply = await self._upstream.send(request)
+        is_stream = call.is_stream and call.endpoint.kind is Kind.GENERATION and reply.status == _OK
+        body = None if is_stream or request.method == "HEAD" else whole_of(reply)
+        if body is not None:
+            self._explain(reply.headers, call, exchange)
+            exchange.whole(reply.status, reply.headers, body)
+            return
         async with reply:
             self._explain(reply.headers, call, exchange)
-            is_stream = call.is_stream and call.endpoint.kind is Kind.GENERATION and reply.status == _OK
             # Of a stream no length is announced, so that an error can always be its last line.
             exchange.start(reply.status, reply.headers, length=None if is_stream else _length(reply))
             if is_stream:
-                await self._pass_stream(reply.chunks(), call, exchange)
-            elif (body := whole_of(reply)) is not None:
-                exchange.write(body)
+                await self._pass_stream(reply, call, exchange)
             else:
-                await _pass_bytes(reply.chunks(), exchange)
+                await pour(reply, exchange.take)
             is_broken = exchange.tail is not None and exchange.tail.is_error
             exchange.end(BadReply("the server ended the stream with an error") if is_broken else None)
 
-    async def _pass_stream(self, chunks: AsyncIterator[bytes], call: Call, exchange: Exchange) -> None:
+    async def _pass_stream(self, reply: Reply, call: Call, exchange: Exchange) -> None:
         is_openai = call.endpoint.is_openai
         tail = exchange.tail = StreamTail(is_openai=is_openai)
         if self._batch.is_off:
-            await _pass_bytes(chunks, exchange)
+            await pour(reply, exchange.take)
         else:
             batcher = StreamBatcher(self._batch, is_openai=is_openai, tally=self.batched)
-            await write_frames(chunks, batcher, exchange, call)
+            await write_frames(reply, batcher, exchange, call)
         if not (tail.is_whole or tail.is_error):
             raise BadReply("the server ended the stream without its final line; the answer is not complete")
 
@@ -132,13 +135,6 @@ def fail(
         exchange.end(error)
     else:
         exchange.cut(error)
-
-
-async def _pass_bytes(chunks: AsyncIterator[bytes], exchange: Exchange) -> None:
-    async for chunk in chunks:
-        exchange.write(chunk)
-        if exchange.backlog_bytes:
-            await exchange.drain()
 
 
 def _length(reply: Reply) -> int | None:

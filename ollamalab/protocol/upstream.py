@@ -7,7 +7,8 @@ bytes stay bytes; JSON is parsed only where a part needs it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -80,10 +81,34 @@ class Upstream(Protocol):
         ...
 
 
+#: Takes the chunks of a body, and never waits; a future that it returns is to be awaited before the next.
+Sink = Callable[[bytes], "asyncio.Future[None] | None"]
+
+
+async def pour(reply: Reply, sink: Sink) -> None:
+    """Give the body of a reply to a sink as it arrives; return at its end.
+
+    A reply that has a method ``pour`` of its own calls the sink from where its bytes are read, so that no
+    task is woken for a chunk. Others need not have it.
+
+    Raises:
+        UpstreamError: The body broke off or did not come in time.
+    """
+    from_source = getattr(reply, "pour", None)
+    if from_source is not None:
+        await from_source(sink)
+        return
+    async for chunk in reply.chunks():
+        lag = sink(chunk)
+        if lag is not None:
+            await lag
+
+
 def whole_of(reply: Reply) -> bytes | None:
     """Return the body of a reply if all of it came with its head; None if ``chunks`` must be asked.
 
     A small answer mostly comes in one read, and nothing is left to wait for: a part that knows can
-    finish its work at once. A reply says so by an attribute ``whole``, which it need not have.
+    finish its work at once, and nobody has to leave such a reply. It says so by an attribute ``whole``,
+    which replies need not have.
     """
     return getattr(reply, "whole", None)

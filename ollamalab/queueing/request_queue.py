@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Protocol, Self
 
 from ollamalab.protocol.calls import QUEUE_HEADER, Call, call_of
 from ollamalab.protocol.endpoints import Kind
-from ollamalab.protocol.upstream import Reply, Request, Upstream, whole_of
+from ollamalab.protocol.upstream import Reply, Request, Sink, Upstream, pour, whole_of
 from ollamalab.queueing.admission import Admission, Applicant
 from ollamalab.queueing.capacity import Capacity, Passage, capacity_of
 from ollamalab.queueing.cost import cost_tokens, expected_output_tokens, expected_prompt_tokens
@@ -294,8 +294,9 @@ class MeteredReply:
         self.headers = reply.headers
         self._reply = reply
         self._place = place
-        self._is_stream = call.is_stream and reply.status == _OK
-        self._meter = meter_of(call.endpoint, is_stream=self._is_stream)
+        is_stream = call.is_stream and reply.status == _OK
+        self._has_begun = not is_stream
+        self._meter = meter_of(call.endpoint, is_stream=is_stream)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Give the body as it arrives.
@@ -303,19 +304,21 @@ class MeteredReply:
         Raises:
             UpstreamError: It broke off or did not come in time.
         """
-        has_begun = not self._is_stream
-        feed = self._meter.feed
-        try:
+        with self._measured():
             async for chunk in self._reply.chunks():
-                if not has_begun:
-                    has_begun = True
-                    self._place.begun()
-                feed(chunk)
+                self._feed(chunk)
                 yield chunk
-        except Exception:
-            self._place.release(State.FAILED, self._meter.so_far())
-            raise
-        _conclude(self._place, self._meter.whole(), self.status, self._meter.so_far())
+
+    async def pour(self, sink: Sink) -> None:
+        """Give the body to a sink; raises what ``chunks`` raises."""
+        feed = self._feed
+
+        def fed(chunk: bytes) -> asyncio.Future[None] | None:
+            feed(chunk)
+            return sink(chunk)
+
+        with self._measured():
+            await pour(self._reply, fed)
 
     async def __aenter__(self) -> Self:
         await self._reply.__aenter__()
@@ -331,3 +334,19 @@ class MeteredReply:
             await self._reply.__aexit__(kind, error, trace)  # first: the server's slot must be free too
         finally:
             self._place.release(State.CANCELLED, self._meter.so_far())
+
+    def _feed(self, chunk: bytes) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            self._place.begun()
+        self._meter.feed(chunk)
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Give the place back when the body has come to its end, or has broken off."""
+        try:
+            yield
+        except Exception:
+            self._place.release(State.FAILED, self._meter.so_far())
+            raise
+        _conclude(self._place, self._meter.whole(), self.status, self._meter.so_far())

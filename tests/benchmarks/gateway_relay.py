@@ -12,7 +12,7 @@ import sys
 
 from ollamalab.connection import ConnectionSettings, OllamaConnection, new_event_loop
 from ollamalab.gateway.server import HttpServer, Incoming, Outgoing
-from ollamalab.protocol.upstream import Request
+from ollamalab.protocol.upstream import Request, pour
 
 
 async def main(port: int, url: str) -> None:
@@ -29,10 +29,12 @@ async def main(port: int, url: str) -> None:
                 for name in ("transfer-encoding", "connection", "date"):
                     reply.headers.pop(name, None)
                 outgoing.start(reply.status, reply.headers, length=int(length) if length else None)
-                async for chunk in reply.chunks():
+
+                def take(chunk: bytes) -> asyncio.Future[None] | None:
                     outgoing.write(chunk)
-                    if outgoing.is_blocked:
-                        await outgoing.drain()
+                    return outgoing.lag()
+
+                await pour(reply, take)
                 outgoing.end()
 
         server = HttpServer(relay)
