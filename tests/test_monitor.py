@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from raw_server import until
 from rich.console import Console
 
+from ollamalab import __version__
 from ollamalab.errors import SamplerUnavailable, SettingsError
 from ollamalab.gpu import EXPOSED, NoGpu, PrometheusSampler, ReplaySampler
 from ollamalab.listening import bound_socket
@@ -96,7 +97,7 @@ def test_the_picture_has_everything_that_is_known(width: int) -> None:
         "75 % GPU",
         "8,192",
         "(4:32)",
-        "3/4 slots busy · 7 waiting · 98 tokens/s",
+        "3 at work (limit 4) · 7 waiting · 98 tokens/s",
         "CPU 34 % · memory 5.0 GiB of 24.0 GiB · load 2.10",
         "metrics at http://127.0.0.1:9500/metrics · costs 1.2% of a core",
     ):
@@ -107,7 +108,7 @@ def test_the_line_has_the_most_important() -> None:
     text = line(board())
     assert "\n" not in text
     assert "gpu0 85 % 20.0/80.0 GiB 412 W 61 °C | llama3.2:3b until" in text
-    assert "3/4 slots busy · 7 waiting · 98 tokens/s | CPU 34 %" in text
+    assert "3 at work (limit 4) · 7 waiting · 98 tokens/s | CPU 34 %" in text
 
 
 @pytest.mark.parametrize("show", [line, drawn])
@@ -232,7 +233,10 @@ async def test_an_embedded_server_tells_models_slots_and_tokens(server: Embedded
     watch = ServerWatch(server.url)
     async with asyncio.TaskGroup() as group:
         answer = group.create_task(
-            server.post("/api/generate", {"model": server.model, "prompt": "1 2 3", "stream": False})
+            server.post(
+                "/api/generate",
+                {"model": server.model, "prompt": "1 2 3", "stream": False, "options": {"num_predict": 200}},
+            )
         )
         while not (await asyncio.to_thread(watch.look)).busy and not answer.done():
             pass
@@ -240,13 +244,15 @@ async def test_an_embedded_server_tells_models_slots_and_tokens(server: Embedded
     assert (state.kind, state.slots, state.waiting, state.trouble) == ("embedded server", 2, None, None)
     assert server.model in [model.name for model in state.models]
     assert state.tokens_per_s is not None
+    assert "/2 slots busy · " in words.load(state)
 
 
 async def test_a_gateway_tells_its_queue(server: EmbeddedServer) -> None:
     async with gateway(server.url) as service:
         await service.chat(model=server.model, messages=HELLO, options={"num_predict": 4}, stream=False)
         state = await asyncio.to_thread(look, service.url)
-    assert (state.kind, state.busy, state.waiting, state.trouble) == ("gateway", 0, 0, None)
+    assert (state.kind, state.version, state.busy, state.waiting) == ("gateway", __version__, 0, 0)
+    assert state.trouble is None
     assert [model.name for model in state.models] != []
 
 

@@ -56,9 +56,11 @@ class ServerWatch:
     def _asked(self, state: ServerState) -> ServerState:
         models = loaded_models(msgspec.json.encode(self._get("/api/ps")))
         if not state.kind:
-            version = self._get("/api/version")
+            kind = self._kind()
+            # A gateway's /api/version is that of the servers behind it.
+            version = self._get("/lab/status" if kind == _GATEWAY else "/api/version")
             known = str(version.get("version", "")) if isinstance(version, dict) else ""
-            state = replace(state, kind=self._kind(), version=known)
+            state = replace(state, kind=kind, version=known)
         return replace(state, models=models, trouble=None, **asdict(self._load(state.kind)))
 
     def _kind(self) -> str:

@@ -95,13 +95,17 @@ def on_gpu(size_bytes: int, size_vram_bytes: int) -> str:
 
 
 def load(server: ServerState) -> str:
-    """Return slots, queue and speed: "1/2 slots busy · 0 waiting · 98 tokens/s"; why not where not told."""
-    if server.busy is None and server.waiting is None:
+    """Return slots, queue and speed: "1/2 slots busy · 98 tokens/s"; why not where not told.
+
+    A gateway has a limit that moves, and may be below what is at work already.
+    """
+    if server.busy is None:
         return f"slots, queue, tokens/s: {server.kind or 'it'} does not tell"
-    places = "?" if server.slots is None else str(server.slots)
-    parts = [f"{server.busy}/{places} slots busy"]
-    if server.waiting is not None:
-        parts.append(f"{server.waiting} waiting")
+    if server.waiting is None:
+        parts = [f"{server.busy}/{server.slots} slots busy"]
+    else:
+        limit = "" if server.slots is None else f" (limit {server.slots})"
+        parts = [f"{server.busy} at work{limit}", f"{server.waiting} waiting"]
     if server.tokens_per_s is not None:
         of_one = " for one answer" if server.tokens_are_of_one else ""
         parts.append(f"{server.tokens_per_s:.0f} tokens/s{of_one}")
