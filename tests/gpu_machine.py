@@ -117,6 +117,8 @@ sys.exit(9)
 
 FOREVER = 10**9
 
+_J_PER_S = 400
+
 
 def nvidia_smi(
     folder: Path,
@@ -176,7 +178,7 @@ def recording(path: Path, *, seconds: int = 3, gpu: str = "gpu0") -> Path:
     samples = []
     for second in range(seconds):
         samples.append(Sample(at_s=50.0 + second, source="host", values={"cpu_ratio": 0.5}))
-        values = {**MACHINE, "power_w": None, "energy_j": MACHINE["energy_j"] + 400 * second}
+        values = {**MACHINE, "power_w": None, "energy_j": MACHINE["energy_j"] + _J_PER_S * second}
         samples.append(Sample(at_s=50.0 + second, source=gpu, values=values))
     if path.suffix == ".parquet":
         path.write_bytes(samples_parquet(samples))
@@ -188,3 +190,10 @@ def recording(path: Path, *, seconds: int = 3, gpu: str = "gpu0") -> Path:
     ]
     path.write_text("\n".join(map(json.dumps, rows)) if path.suffix == ".jsonl" else json.dumps(rows))
     return path
+
+
+def told(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Return what is known of the values, with the energy as at the beginning of a recording."""
+    known = {name: value for name, value in values.items() if value is not None}
+    known["energy_j"] -= (known["energy_j"] - MACHINE["energy_j"]) // _J_PER_S * _J_PER_S
+    return known

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from gpu_machine import MACHINE, nvidia_smi, recording
+from gpu_machine import MACHINE, nvidia_smi, recording, told
 
 from ollamalab.gpu import PrometheusSampler
 
@@ -39,14 +39,14 @@ def lines(process: subprocess.Popen[str]) -> Iterator[str]:
 
 def test_a_remote_run_reads_what_it_serves(tmp_path: Path) -> None:
     """The whole way: a command that serves, and our own source that scrapes it."""
-    path = recording(tmp_path / "a.samples.parquet", seconds=1)
+    path = recording(tmp_path / "a.samples.parquet", seconds=60)
     with running("--gpu", str(path), "--serve", "0") as process:
         output = lines(process)
         url = next(output).removeprefix("metrics at ").strip()
         while "gpu0 85 %" not in next(output):
             pass
         found = PrometheusSampler(url).read()["gpu0"]
-        assert {name: value for name, value in found.items() if value is not None} == MACHINE
+        assert told(found) == pytest.approx(MACHINE)
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130
 
@@ -91,7 +91,7 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
 
 def test_on_a_terminal_it_draws_over_itself(tmp_path: Path) -> None:
     ours, its = pty.openpty()
-    path = recording(tmp_path / "a.json", seconds=1)
+    path = recording(tmp_path / "a.json", seconds=60)
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "118", "LINES": "30"}
     with subprocess.Popen([*COMMAND, "--gpu", str(path)], stdout=its, stderr=its, env=environment) as process:
         os.close(its)
