@@ -8,12 +8,13 @@ stay finite however many layers there are.
 
 *Speed.* Drawing all weights would cost more than writing them. A tensor therefore goes round a *pool* of
 blocks, from a place of its own. The pool's length is prime, so a row never begins twice at the same place
-before every place had its turn: rows all differ. What is equal lies 18 MB or more apart and at no disk
+before every place had its turn: its rows all differ. What is equal lies 18 MB or more apart and at no disk
 block's boundary, so no file system makes it smaller.
 
-*Length of answers.* Random layers drift into repeating one token, at which Ollama ends an answer after 30.
-So the embedding outweighs what the layers add to it, and the output matrix is the embedding moved on by some
-rows: after token i comes i + 1009, as long as is asked for, at any temperature.
+*Answers.* Random layers drift into repeating one token, or say bytes that are no text; Ollama ends an
+answer after 30 of either. So the embedding outweighs what the layers add to it, and the output matrix
+leads from every token to one of those that were made up for the vocabulary: they come in turn, as many as
+are asked for, at any temperature, and are plain text.
 """
 
 from __future__ import annotations
@@ -46,20 +47,20 @@ _F16_BLOCK_BYTES = 32
 
 #: Root mean square of the embedding: 80 layers add states of about 10 to it.
 _EMBEDDING_RMS = 16.0
-#: From a token to the next. Prime, so that no token comes again before all had their turn; from the end of a
-#: chat template it is 11,000 tokens and more to one that ends the answer.
+#: From a made-up token to the next one; prime, so that all have their turn.
 _TOKEN_STEP = 1009
 
 _MOST_BYTES_AT_ONCE = 8 * 1024 * 1024
 
 
-def weights(rows: Sequence[TensorRow], seed: int, alignment: int) -> Iterator[memoryview]:
+def weights(rows: Sequence[TensorRow], seed: int, alignment: int, *, made_up: int) -> Iterator[memoryview]:
     """Return the data of tensors in file order, padding included, in pieces of at most 8 MiB.
 
     Args:
         rows: Matrices become random, norms one, biases (by their names) zero.
         seed: Equal seeds give equal bytes.
         alignment: The data of each tensor is padded to a multiple of so many bytes.
+        made_up: How many tokens at the end of the vocabulary were made up for it.
     """
 
     @cache
@@ -74,12 +75,27 @@ def weights(rows: Sequence[TensorRow], seed: int, alignment: int) -> Iterator[me
             kind = TENSOR_TYPES[row.type_id][0].lower()
             rms = _EMBEDDING_RMS if row.name == EMBEDDING else 1 / math.sqrt(row.shape[0])
             drawn = pool(kind, scale_exponent(kind, rms))
-            place = 0 if row.name in (EMBEDDING, OUTPUT) else number
-            start = _place(seed, place) * _block_bytes(kind)
-            moved_bytes = row.size_bytes // row.shape[1] * _TOKEN_STEP if row.name == OUTPUT else 0
-            yield from _round(drawn, start + row.size_bytes - moved_bytes, moved_bytes)
-            yield from _round(drawn, start, row.size_bytes - moved_bytes)
+            start = _place(seed, 0 if row.name == OUTPUT else number) * _block_bytes(kind)
+            row_bytes = row.size_bytes // row.shape[1]
+            for first, count in _stretches(row, made_up):
+                yield from _round(drawn, start + first * row_bytes, count * row_bytes)
         yield memoryview(bytes(padding_bytes(row.size_bytes, alignment)))
+
+
+def _stretches(row: TensorRow, made_up: int) -> list[tuple[int, int]]:
+    """Return which rows of a pool a matrix is made of, counted from its place: first row and how many.
+
+    The embedding gives other tokens the states of made-up ones. The output matrix gives made-up token
+    k + 1009 the row of state k, and other tokens rows that are no state: from half a pool away.
+    """
+    rows = row.shape[1]
+    others = rows - made_up
+    if row.name == EMBEDDING:
+        repeats = [(0, min(made_up, others - begun)) for begun in range(0, others, made_up)]
+        return [*repeats, (0, made_up)]
+    if row.name == OUTPUT:
+        return [(_POOL_BLOCKS // 2, others), (made_up - _TOKEN_STEP, _TOKEN_STEP), (0, made_up - _TOKEN_STEP)]
+    return [(0, rows)]
 
 
 def draw_pool(kind: str, exponent: int, seed: int) -> memoryview:

@@ -98,13 +98,13 @@ class Shape:
 _ALL = (
     Shape(
         name="tiny",
-        published_parameters=26.7e6,
+        published_parameters=35.1e6,
         layers=2,
         width=256,
         feed_forward=768,
         heads=4,
         kv_heads=2,
-        vocabulary=49_152,
+        vocabulary=65_536,
         context_length=8192,
     ),
     Shape(

@@ -2,7 +2,8 @@
 
 Such a file is marked in its metadata (``ollamalab.synthetic``, name, description), because what the model
 says is noise. The tokenizer is that of another model file, with made-up tokens added until the
-vocabulary has the shape's size; no text becomes one of those, but the model may say them.
+vocabulary has the shape's size. No text becomes one of those, and the model says nothing else:
+"#49152 #50161 #51170".
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from ollamalab.embedded.gguf_file import DEFAULT_ALIGNMENT, read_gguf
 from ollamalab.embedded.gguf_header import (
@@ -38,6 +38,8 @@ from ollamalab.protocol.synthetic import SYNTHETIC_FIELD
 
 _TOKENS, _TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 _NORMAL_TOKEN = 1
+#: An answer says them in turn.
+_LEAST_MADE_UP = 4096
 
 _SEED_END = 2**32
 
@@ -172,7 +174,9 @@ def _write(
 ) -> Written:
     """Write a new file, to the disk itself; OSErrors are the caller's."""
     rows = recipe.rows()
-    opening = header(_entries(recipe, tokenizer), rows, DEFAULT_ALIGNMENT)
+    fields, made_up = _tokenizer_fields(tokenizer, recipe.shape.vocabulary)
+    entries = [field_entry(key, value) for key, value in (recipe.fields() | fields).items()]
+    opening = header(entries, rows, DEFAULT_ALIGNMENT)
     size_bytes = len(opening) + sum(
         row.size_bytes + padding_bytes(row.size_bytes, DEFAULT_ALIGNMENT) for row in rows
     )
@@ -181,7 +185,8 @@ def _write(
 
     def chunks() -> Iterator[memoryview]:
         done_bytes = 0
-        for chunk in chain([memoryview(opening)], weights(rows, recipe.seed, DEFAULT_ALIGNMENT)):
+        drawn = weights(rows, recipe.seed, DEFAULT_ALIGNMENT, made_up=made_up)
+        for chunk in chain([memoryview(opening)], drawn):
             yield chunk
             done_bytes += len(chunk)
             on_progress("writing", done_bytes, size_bytes)
@@ -218,31 +223,23 @@ def _hashing(digest: hashlib._Hash | None) -> Iterator[Callable[[memoryview], ob
             raise
 
 
-def _entries(recipe: Recipe, tokenizer: Path) -> list[bytes]:
-    """Return the metadata as it stands in the file: the recipe's and the tokenizer's."""
+def _tokenizer_fields(tokenizer: Path, size: int) -> tuple[dict[str, FieldValue], int]:
+    """Return the tokenizer of a file with more tokens, and how many; no merge makes them.
+
+    They are words as others, not padding, because the model says nothing else.
+    """
     source = read_gguf(tokenizer, with_arrays=True).fields
     fields = {key: value for key, value in source.items() if key.startswith("tokenizer.")}
-    fields |= _padded_vocabulary(fields, recipe.shape.vocabulary, tokenizer)
-    return [field_entry(key, value) for key, value in (recipe.fields() | fields).items()]
-
-
-def _padded_vocabulary(fields: Mapping[str, Any], size: int, tokenizer: Path) -> dict[str, FieldValue]:
-    """Return tokens and their types, with tokens added that no merge makes and no text contains.
-
-    They are words as others, not padding: what a model says should become text, or its stream would
-    seem to begin late.
-    """
-    tokens, types = fields.get(_TOKENS), fields.get(_TOKEN_TYPES)
-    if not tokens or not types or len(tokens) > size:
+    tokens, types = fields.get(_TOKENS) or [], fields.get(_TOKEN_TYPES) or []
+    made_up = range(len(tokens), size)
+    if not tokens or len(types) != len(tokens) or len(made_up) < _LEAST_MADE_UP:
         raise ModelError(
-            f"{tokenizer} has a vocabulary of {len(tokens or ())} tokens; the tokenizer of a synthetic model "
-            f"needs 1 to {size}"
+            f"{tokenizer} has a vocabulary of {len(tokens)} tokens; the tokenizer of this synthetic model "
+            f"needs 1 to {size - _LEAST_MADE_UP}"
         )
-    added = range(len(tokens), size)
-    return {
-        _TOKENS: [*tokens, *(f"Ġ#{number}" for number in added)],
-        _TOKEN_TYPES: [*types, *(_NORMAL_TOKEN for _ in added)],
-    }
+    fields[_TOKENS] = [*tokens, *(f"Ġ#{number}" for number in made_up)]
+    fields[_TOKEN_TYPES] = [*types, *(_NORMAL_TOKEN for _ in made_up)]
+    return fields, len(made_up)
 
 
 def _refuse_existing(path: Path, called: str, option: str) -> None:
