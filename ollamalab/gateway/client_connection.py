@@ -264,7 +264,13 @@ class ClientConnection(asyncio.Protocol):
         outgoing = Outgoing(self, incoming)
         try:
             while True:
-                await self._answer_one(incoming, outgoing)
+                try:
+                    await self._handler(incoming, outgoing)
+                    if not outgoing.is_over:
+                        raise RuntimeError("the handler left its answer unfinished")
+                except Exception:
+                    logger.exception("event=handler_failed method=%s", incoming.method)
+                    _give_up(outgoing)
                 if not waiting or self._is_at_end(outgoing):
                     break
                 incoming = waiting.popleft()
@@ -273,20 +279,6 @@ class ClientConnection(asyncio.Protocol):
                     self._read_on()
         finally:
             self._rest(incoming, outgoing)
-
-    async def _answer_one(self, incoming: Incoming, outgoing: Outgoing) -> None:
-        try:
-            await self._handler(incoming, outgoing)
-            if not outgoing.is_over:
-                raise RuntimeError("the handler left its answer unfinished")
-        except Exception:
-            logger.exception("event=handler_failed method=%s", incoming.method)
-            if outgoing.is_started:
-                outgoing.abort()
-            else:
-                outgoing.start(_INTERNAL_ERROR, {"content-type": _JSON_TYPE}, length=len(_BROKEN))
-                outgoing.write(_BROKEN)
-                outgoing.end()
 
     def _is_at_end(self, outgoing: Outgoing) -> bool:
         return outgoing.closes or self.is_lost or self._server.is_stopping
@@ -325,3 +317,12 @@ class ClientConnection(asyncio.Protocol):
     def _send_continue(self) -> None:
         self._reader.wants_continue = False
         self.write(_CONTINUE)
+
+
+def _give_up(outgoing: Outgoing) -> None:
+    """Answer for a handler that failed."""
+    if outgoing.is_started:
+        outgoing.abort()
+    else:
+        outgoing.start(_INTERNAL_ERROR, {"content-type": _JSON_TYPE}, length=len(_BROKEN))
+        outgoing.end(_BROKEN)
