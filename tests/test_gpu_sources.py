@@ -288,6 +288,16 @@ def test_what_nvidia_smi_cannot_tell_is_none() -> None:
     assert set(values.values()) == {None}
 
 
+def test_an_older_drivers_reasons_are_read_by_their_older_name() -> None:
+    cells = SMI | {
+        "clocks_event_reasons.active": "[N/A]",
+        "clocks_throttle_reasons.active": "0x0000000000000008",
+    }
+    row = read_row(", ".join(cells[field] for field in FIELDS), FIELDS)
+    assert row is not None
+    assert (row[2]["clock_event_mask"], row[2]["is_throttled"]) == (8, 1.0)
+
+
 @pytest.mark.parametrize("line", ["", "No devices were found", "0, NVIDIA H200", "x" * 1000])
 def test_what_is_no_row_is_none(line: str) -> None:
     assert read_row(line, FIELDS) is None

@@ -18,6 +18,7 @@ from ollamalab.embedded.models import ModelStore
 from ollamalab.errors import TargetError
 from ollamalab.host import ProcessSampler
 from ollamalab.hosts import SlotSampler, Target, open_target
+from ollamalab.hosts.local import LLAMA_SERVER_VARIABLE
 from ollamalab.settings import ServerSettings
 
 SETTINGS = ServerSettings(num_parallel=2, context_length=512, num_threads=1)
@@ -94,6 +95,13 @@ def test_no_engine_outlives_a_killed_kernel(model: str) -> None:
         assert len(family) > 1
         kernel.kill()
         assert_gone(family)
+
+
+async def test_a_llama_server_that_cannot_be_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LLAMA_SERVER_VARIABLE, "/no/llama-server")
+    with pytest.raises(TargetError, match="/no/llama-server is not a program that can be run"):
+        async with open_target("embedded"):
+            pass
 
 
 async def test_a_model_that_is_not_there_is_named_with_the_next_step() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ import psutil
 import pytest
 from ollama_standin import free_url
 
+from ollamalab.client import OllamaClient
 from ollamalab.errors import TargetError
-from ollamalab.hosts import models_folder, open_target, weights_file
+from ollamalab.hosts import SlotSampler, models_folder, open_target, weights_file
+from ollamalab.hosts.local import LLAMA_SERVER_VARIABLE
 from ollamalab.settings import ServerSettings
 from ollamalab.settings.variables import NAMED_AT_START
 
@@ -29,6 +32,15 @@ def alive(pids: Sequence[int]) -> list[psutil.Process]:
 def assert_gone(processes: Sequence[psutil.Process]) -> None:
     _, left = psutil.wait_procs(processes, timeout=30)
     assert not left
+
+
+@pytest.fixture
+def llama_server() -> Path:
+    """The engine that came with it."""
+    program = Path(shutil.which("ollama") or "").resolve().parent.parent / "lib" / "ollama" / "llama-server"
+    if not program.exists():
+        pytest.skip(f"no engine at {program}")
+    return program
 
 
 async def test_it_is_started_and_ended() -> None:
@@ -91,6 +103,22 @@ async def test_a_server_that_dies_at_start_is_reported_in_its_own_words(tmp_path
     ):
         async with open_target("ollama", environment={"OLLAMA_MODELS": str(tmp_path / "file" / "models")}):
             pass
+
+
+async def test_its_engine_serves_the_embedded_target(
+    llama_server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ``llama-server`` given by its path: the same scheduler, on whatever hardware that was built for."""
+    monkeypatch.setenv(LLAMA_SERVER_VARIABLE, str(llama_server))
+    settings = ServerSettings(num_parallel=2, context_length=512, num_threads=1)
+    async with open_target("embedded", settings, models=["smollm2:135m"]) as target:
+        async with OllamaClient(target.url) as client:
+            answer = await client.chat("smollm2:135m", "Say hello.", options={"num_predict": 4})
+        assert answer.text
+        assert "llama-server" in {psutil.Process(pid).name() for pid in target.pids()}
+        slots = await asyncio.to_thread(SlotSampler(target.slots).read)
+        assert slots["slots:smollm2:135m"]["slots"] == 2
+        assert (await target.describe())["llama_server"] == str(llama_server)
 
 
 async def test_the_file_of_each_model_is_found_in_its_folder() -> None:

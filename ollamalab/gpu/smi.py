@@ -37,16 +37,11 @@ _NUMBERS: Mapping[str, tuple[str, float]] = {
     "clocks.mem": ("memory_clock_mhz", 1),
 }
 
+#: Why clocks are held down; before driver 535 it has the second name only.
+_REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
+
 #: The fields that the first source document lists and that vary or name the GPU, and power and clocks.
-#: Reasons have two names: before driver 535 the second, since then both.
-FIELDS = (
-    "index",
-    "name",
-    "pstate",
-    *_NUMBERS,
-    "clocks_event_reasons.active",
-    "clocks_throttle_reasons.active",
-)
+FIELDS = ("index", "name", "pstate", *_NUMBERS, *_REASONS)
 
 _INTERVAL_S = 0.5
 
@@ -77,10 +72,10 @@ def read_row(line: str, fields: Sequence[str]) -> Row | None:
     for field, (name, unit) in _NUMBERS.items():
         number = _number(row.get(field, ""))
         values[name] = None if number is None else number * unit
-    values["performance_state"] = _number(row["pstate"].removeprefix("P"))
-    mask = row.get("clocks_event_reasons.active") or row.get("clocks_throttle_reasons.active") or ""
-    if mask.startswith("0x"):
-        values |= event_values(int(mask, 16))
+    values["performance_state"] = _number(row.get("pstate", "").removeprefix("P"))
+    masks = [row[field] for field in _REASONS if row.get(field, "").startswith("0x")]
+    if masks:
+        values |= event_values(int(masks[0], 16))
     return f"gpu{row['index']}", row["name"], settled(values)
 
 

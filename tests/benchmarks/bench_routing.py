@@ -12,7 +12,7 @@ Two embedded servers with SmolLM2, asked through a ``Cluster``. ``METHOD.md``: b
 arms of a block see the same requests and arrivals with different nonces, Hodges-Lehmann estimate with
 its exact 95 % interval.
 
-Run: ``python tests/benchmarks/bench_routing.py [--pairs 24]`` (about six minutes). Writes
+Run: ``python tests/benchmarks/bench_routing.py [--pairs 24]`` (six minutes on a quiet machine). Writes
 ``tests/benchmarks/results/routing.json``.
 """
 

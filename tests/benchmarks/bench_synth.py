@@ -1,8 +1,7 @@
 """Synthetic models are written as fast as the disk takes them, in bounded memory.
 
-The baseline writes bytes that are ready, in the same pieces, and syncs; the arms draw, hash and write the
-weights of a few layers of the 7B shape, about 0.5 GB in each element type. Visits in randomised
-blocks; a value is MB/s until the file is on the disk.
+The baseline writes bytes that are ready and syncs; the arms draw and write a model of about 0.5 GB in
+each element type. Visits in randomised blocks; a value is MB/s until the file is on the disk.
 
 Run: ``python tests/benchmarks/bench_synth.py [FOLDER]`` (half a minute; FOLDER chooses the disk). Writes
 ``tests/benchmarks/results/synth.json``.
@@ -41,8 +40,8 @@ SPEED = Metric(name="MB/s", unit="MB/s", better="higher")
 
 
 def recipe(quant: str) -> Recipe:
-    """Return the 7B shape with as many layers as fill a file."""
-    narrow = replace(SHAPES["7b"], vocabulary=49_152)
+    """Return a narrow shape with as many layers as fill a file: files of all types are of one size."""
+    narrow = replace(SHAPES["7b"], width=1024, feed_forward=5632, heads=16, vocabulary=65_536)
     for layers in count(1):
         found = Recipe(shape=replace(narrow, layers=layers), quant=quant)
         if sum(row.size_bytes for row in found.rows()) >= FILE_BYTES:

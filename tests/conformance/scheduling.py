@@ -207,7 +207,7 @@ async def first_come_first_served(house: House) -> Facts:
         await busy.enter_async_context(house.endless())
         for number in range(4):
             group.create_task(one(number))
-            await asyncio.sleep(_SETTLED_S / 5)
+            await asyncio.sleep(_SETTLED_S)
         await busy.aclose()
     return {"order": done}
 
