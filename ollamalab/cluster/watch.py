@@ -25,9 +25,6 @@ _SUSPECT_RATIO = 0.25  # of the interval: who has not answered once is soon aske
 _PATIENCE_S = 1.0
 _RETRY_S = 5.0
 
-#: The first list has none to serve in its place, and a server that has just started may read its models.
-_FIRST_PATIENCE_S = 5.0
-
 #: Of a list; thousands of models have less.
 _MOST_BYTES = 64 * 1024 * 1024
 
@@ -125,9 +122,8 @@ class Watch:
         async with member.listing:
             if not self._is_older(member, max_age_s):
                 return
-            patience_s = _FIRST_PATIENCE_S if member.digests is None else _PATIENCE_S
             try:
-                async with asyncio.timeout(patience_s):
+                async with asyncio.timeout(_PATIENCE_S):
                     digests = listed_digests(await body_of(member.upstream, "/api/tags"))
             except (TimeoutError, OllamaLabError) as error:
                 logger.warning("event=list_failed upstream=%s error=%s", member.name, _shown(error))
