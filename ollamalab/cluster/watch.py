@@ -75,7 +75,8 @@ class Watch:
             try:
                 was_up = member.health.is_up
                 if await self._probe(member):
-                    is_due = self._clock() >= due_s and self._traffic() != seen
+                    is_news = self._traffic() != seen or member.digests is None
+                    is_due = self._clock() >= due_s and is_news
                     if is_due or not was_up:
                         seen, due_s = self._traffic(), self._clock() + self._settings.list_interval_s
                         await self.list_models(member, 0.0)
@@ -127,7 +128,8 @@ class Watch:
                     digests = listed_digests(await body_of(member.upstream, "/api/tags"))
             except (TimeoutError, OllamaLabError) as error:
                 logger.warning("event=list_failed upstream=%s error=%s", member.name, _shown(error))
-                member.listed_s = self._clock() + _RETRY_S  # as if it had said so then
+                # As if it had said so then; while nothing is known, ask again soon.
+                member.listed_s = self._clock() + (0.0 if member.digests is None else _RETRY_S)
             else:
                 member.listed_s = self._clock()
                 self._roster.set_digests(member, digests)
