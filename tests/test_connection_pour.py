@@ -200,3 +200,33 @@ async def test_a_rest_that_is_over_gives_what_it_gathered() -> None:
         async with await connection.send(request) as reply:
             await pour(reply, take)
     assert came == PARTS[:1]
+
+
+async def test_what_a_rest_has_gathered_is_given_though_nothing_more_comes() -> None:
+    request, came = asked(), list[bytes]()
+    rests, has_all = asyncio.Event(), asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.write(HEAD + chunked(PARTS[0]))
+        await rests.wait()
+        await peer.write(chunked(PARTS[1]))
+        await has_all.wait()
+        await peer.write(END)
+        await peer.hung_up()
+
+    def take(chunk: bytes) -> None:
+        came.append(chunk)
+        if len(came) == 1:
+            call_of(request).rest_until_s = time.perf_counter() + 0.02
+            rests.set()
+        else:
+            has_all.set()
+
+    async with (
+        raw(serve) as server,
+        OllamaConnection(server.url) as connection,
+        await connection.send(request) as reply,
+    ):
+        await pour(reply, take)
+    assert came == PARTS[:2]

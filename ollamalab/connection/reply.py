@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 #: socket fills up and the server waits, instead of our memory growing. One read may overshoot it.
 HELD_LIMIT_BYTES = 256 * 1024
 
+#: During a rest a read waits for so much, or so long: the end of a body is not seen later than that.
+_GATHERED_BYTES = 8192
+_MOMENT_S = 0.002
+
+#: Event loops count milliseconds.
+_TIMER_S = 0.001
+
 
 class HttpReply:
     """A reply over HTTP whose body is still arriving; one reader.
@@ -51,6 +58,7 @@ class HttpReply:
         "_is_read",
         "_lag",
         "_rest",
+        "_rest_until_s",
         "_sink",
         "_waiter",
         "_wire",
@@ -83,6 +91,7 @@ class HttpReply:
         self._error: Exception | None = None  # of the sink
         self._lag: asyncio.Future[None] | None = None
         self._rest: asyncio.TimerHandle | None = None
+        self._rest_until_s = 0.0
         self._sink: Sink | None = None
         self.is_started = False
         self._waiter: asyncio.Future[None] | None = None
@@ -164,8 +173,7 @@ class HttpReply:
         finally:
             self._waiter = self.waiting_since_s = None
             if self._rest is not None:
-                self._rest.cancel()
-                self._rest = None
+                self._stop_resting()
 
     def leave(self) -> None:
         """Hang up on a reply that has not ended; its connection is of no more use."""
@@ -182,6 +190,8 @@ class HttpReply:
         if self._sink is None or self._rest is not None:
             self._held.append((at_s, chunk))
             self.held_bytes += len(chunk)
+            if self._rest is not None:
+                self._look_away(at_s)
         else:
             self.received_s = at_s
             self._give(self._sink, chunk)
@@ -233,21 +243,40 @@ class HttpReply:
     def _begin_rest(self) -> None:
         """Gather what comes for as long as the reader wants nothing, but not past the body's end.
 
-        Reading goes on. To stop it too, and leave the gathering to the kernel, was tried: it costs as much
-        as it saves, and the end of a body waited for the end of the rest.
+        The kernel gathers: reads wait until there is much to read, or it is time to look for the end.
         """
         call = self._call
         if call is None or not call.rest_until_s:
             return
-        rest_s = call.rest_until_s - time.perf_counter()
-        call.rest_until_s = 0.0
-        if rest_s > 0:
+        self._rest_until_s, call.rest_until_s = call.rest_until_s, 0.0
+        now_s = time.perf_counter()
+        if self._rest_until_s > now_s:
             self._is_gathered = True
-            self._rest = self._wire.loop.call_later(rest_s, self._end_rest)
+            self._look_away(now_s)
 
-    def _end_rest(self) -> None:
+    def _look_away(self, now_s: float) -> None:
+        """Read nothing for a moment."""
+        if self._rest is not None:
+            self._rest.cancel()
+        self._wire.read_from(_GATHERED_BYTES)
+        moment_s = min(_MOMENT_S, max(0.0, self._rest_until_s - now_s))
+        self._rest = self._wire.loop.call_later(moment_s, self._look)
+
+    def _look(self) -> None:
+        """Read what has come; if the rest is over, give what it has gathered."""
+        self._wire.read_from(1)
+        left_s = self._rest_until_s - time.perf_counter()
+        if left_s > _TIMER_S:
+            self._rest = self._wire.loop.call_later(left_s, self._look)
+            return
         self._rest = None
         if self._held and self._sink is not None:
             self._give(self._sink, self._take())
         if self._held:
             self.wake()
+
+    def _stop_resting(self) -> None:
+        assert self._rest is not None
+        self._rest.cancel()
+        self._rest = None
+        self._wire.read_from(1)

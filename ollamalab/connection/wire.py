@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -128,6 +129,12 @@ class Wire(asyncio.Protocol):
         self.is_paused = False
         if self._transport is not None:
             self._transport.resume_reading()
+
+    def read_from(self, least_bytes: int) -> None:
+        """Have reads wait until there is so much, or the server closes; 1 reads whatever comes."""
+        if self._transport is not None:
+            peer: socket.socket = self._transport.get_extra_info("socket")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least_bytes)
 
     def hang_up(self) -> None:
         """Close at once; a reply in progress fails."""
