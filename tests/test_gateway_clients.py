@@ -8,6 +8,7 @@ from typing import Any
 import ollama
 import openai
 import pytest
+from cluster_nodes import listed
 from embedded_server import EmbeddedServer
 from gateway_service import Service, gateway
 
@@ -21,6 +22,7 @@ def question(text: str) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 async def service(server: EmbeddedServer) -> AsyncIterator[Service]:
     async with gateway(server.url, cache="memory", max_concurrent=2) as running:
+        await listed(running.running.pipeline.cluster)  # a busy machine reads its models for a while
         yield running
 
 

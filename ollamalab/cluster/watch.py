@@ -25,9 +25,6 @@ _SUSPECT_RATIO = 0.25  # of the interval: who has not answered once is soon aske
 _PATIENCE_S = 1.0
 _RETRY_S = 5.0
 
-#: The first list has none to serve in its place, and a server that has just started may read its models.
-_FIRST_PATIENCE_S = 5.0
-
 #: Of a list; thousands of models have less.
 _MOST_BYTES = 64 * 1024 * 1024
 
@@ -78,7 +75,8 @@ class Watch:
             try:
                 was_up = member.health.is_up
                 if await self._probe(member):
-                    is_due = self._clock() >= due_s and self._traffic() != seen
+                    is_news = self._traffic() != seen or member.digests is None
+                    is_due = self._clock() >= due_s and is_news
                     if is_due or not was_up:
                         seen, due_s = self._traffic(), self._clock() + self._settings.list_interval_s
                         await self.list_models(member, 0.0)
@@ -125,13 +123,13 @@ class Watch:
         async with member.listing:
             if not self._is_older(member, max_age_s):
                 return
-            patience_s = _FIRST_PATIENCE_S if member.digests is None else _PATIENCE_S
             try:
-                async with asyncio.timeout(patience_s):
+                async with asyncio.timeout(_PATIENCE_S):
                     digests = listed_digests(await body_of(member.upstream, "/api/tags"))
             except (TimeoutError, OllamaLabError) as error:
                 logger.warning("event=list_failed upstream=%s error=%s", member.name, _shown(error))
-                member.listed_s = self._clock() + _RETRY_S  # as if it had said so then
+                # As if it had said so then; while nothing is known, ask again soon.
+                member.listed_s = self._clock() + (0.0 if member.digests is None else _RETRY_S)
             else:
                 member.listed_s = self._clock()
                 self._roster.set_digests(member, digests)
