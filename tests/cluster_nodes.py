@@ -67,6 +67,11 @@ class Node:
     async def stop(self) -> None:
         """Listen no more, and cut all connections, as a killed process does."""
         assert self._server is not None
+        loop = asyncio.get_running_loop()
+        for listener in self._server.sockets:  # asyncio never closes what it has accepted at the close
+            loop.remove_reader(listener.fileno())
+        for _ in range(3):
+            await asyncio.sleep(0)
         self._server.close()
         self._is_stopped = True
         for task in tuple(self._tasks):

@@ -147,7 +147,7 @@ def test_a_variable_that_is_gone_or_never_was_does_nothing() -> None:
     assert "gone since Ollama 0.30" in only(environment(OLLAMA_NEW_ENGINE="1"), "unknown-variable").fix
     assert "option num_gpu" in only(environment(OLLAMA_NUM_GPU="99"), "unknown-variable").fix
     typo = only(environment(OLLAMA_KEEPALIVE="24h"), "unknown-variable")
-    assert "was OLLAMA_KEEP_ALIVE meant?" in typo.fix
+    assert "OLLAMA_KEEP_ALIVE may have been meant" in typo.fix
 
 
 @pytest.mark.parametrize("version", ["0.29.0", "0.34.0", "1.0.0"])

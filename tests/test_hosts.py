@@ -292,6 +292,18 @@ async def test_a_server_that_names_no_variables_is_judged_by_what_is_known_to_be
         assert target.ignored == {}
 
 
+async def test_a_variable_that_only_ollama_heeds_is_refused_for_the_embedded_server(
+    monkeypatch: pytest.MonkeyPatch, nothing_left: None
+) -> None:
+    """If it was asked for; what the shell holds for Ollama's sake is no business of ours."""
+    with pytest.raises(TargetError, match=r"OLLAMA_GPU_OVERHEAD=1 would do nothing .* no such setting"):
+        async with open_target("embedded", environment={"OLLAMA_GPU_OVERHEAD": "1"}):
+            pass
+    monkeypatch.setenv("OLLAMA_GPU_OVERHEAD", "1")
+    async with open_target("embedded") as target:
+        assert target.ignored == {}
+
+
 @pytest.mark.usefixtures("standin")
 async def test_a_server_may_be_given_a_port_and_keeps_it() -> None:
     port = int(free_url().rpartition(":")[2])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ollama_standin
 import pytest
 from gpu_machine import recording
 from lab_samples import E2E, compared
@@ -247,6 +250,20 @@ async def test_a_server_alone_is_warmed_up_once_and_never_unloaded(experiment: L
         subject = await experiment.subject(server.url, "scripted")
         trials = await experiment.compare_reloaded({lab.AS_IT_IS: subject}, SHAPE, launches=3)
     assert len(trials.of(lab.AS_IT_IS)) == 3
+
+
+async def test_a_variable_that_the_server_ignores_is_noted_in_the_report(
+    experiment: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left over in a shell, for an older Ollama: nobody asked for it, but a reader should know."""
+    ollama = tmp_path / "ollama"
+    ollama.write_text(f"#!/bin/sh\nexec {sys.executable} {ollama_standin.__file__}\n")
+    ollama.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("OLLAMA_MAX_VRAM", "1")
+    await experiment.subject("ollama", "smollm2:135m")
+    (note,) = experiment.save().file.notes
+    assert note.startswith("OLLAMA_MAX_VRAM is set and does nothing: gone")
 
 
 async def test_a_second_model_that_is_missing_is_told_when_the_server_is_opened(experiment: Lab) -> None:

@@ -145,14 +145,15 @@ class Booking:
             if breaker.succeeded(self._sent_s):
                 self._roster.changed()
             return
+        is_trial = self._is_trial and self._sent_s >= breaker.opened_s  # not one from before it last opened
         if verdict is None or verdict in (Verdict.BUSY, Verdict.UNREACHED):  # the member's, not the model's
-            has_changed = self._is_trial
-            if self._is_trial:
+            has_changed = is_trial
+            if is_trial:
                 breaker.undecided()
         elif verdict.is_good:
             has_changed = breaker.succeeded(self._sent_s)
         else:
-            has_changed = breaker.failed(self._clock(), is_trial=self._is_trial)
+            has_changed = breaker.failed(self._clock(), is_trial=is_trial)
         if has_changed:
             self._roster.changed()
         if verdict is not None and not verdict.is_good:

@@ -109,7 +109,7 @@ def check_known(inventory: Inventory) -> Iterator[Finding]:
             rule="unknown-variable",
             evidence=f"{name}={values[name]} is set, and Ollama {version} does not know it",
             consequence="It does nothing",
-            fix=f"take it away: {reason}" + (f"; was {near[0]} meant?" if near else ""),
+            fix=f"take it away: {reason}" + (f"; {near[0]} may have been meant" if near else ""),
         )
 
 

@@ -13,7 +13,13 @@ from ollamalab.embedded.dialect import Dialect, OllamaChat
 from ollamalab.embedded.events import ChatReader
 from ollamalab.embedded.inference import EngineCall, Stopwatch, generate
 from ollamalab.embedded.prompts import fitted_messages
-from ollamalab.embedded.reading import check_top_logprobs, read_body, read_options, read_schema
+from ollamalab.embedded.reading import (
+    STREAMING,
+    check_top_logprobs,
+    read_body,
+    read_options,
+    read_schema,
+)
 from ollamalab.embedded.service import SERVICE, require, think_mode
 from ollamalab.errors import RequestRefused
 from ollamalab.protocol.requests import ChatRequest, Message
@@ -59,6 +65,7 @@ async def answer_chat(
         num_ctx = lease.engine.load.num_ctx
 
         schema = read_schema(body.format)
+        request[STREAMING] = body.stream
 
         def body_of(messages: Sequence[Message]) -> Mapping[str, Any]:
             return chat_body(

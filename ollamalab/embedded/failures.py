@@ -12,7 +12,7 @@ from aiohttp import web
 from ollamalab.embedded.listing import json_response
 from ollamalab.embedded.openai_dialect import JSON_TYPE
 from ollamalab.embedded.origin import Handler
-from ollamalab.embedded.reading import Unreadable
+from ollamalab.embedded.reading import STREAMING, Unreadable
 from ollamalab.errors import OllamaLabError, QueueFull, RequestRefused
 from ollamalab.protocol.bodies import error_body, openai_error_body
 
@@ -75,7 +75,10 @@ def _failure(request: web.Request, status: int, message: str) -> web.Response:
     if request.path.startswith("/v1/"):
         body = msgspec.json.encode(openai_error_body(message, status)) + b"\n"
         return web.Response(status=status, body=body, headers={"Content-Type": JSON_TYPE})
-    return json_response(error_body(message), status=status)
+    response = json_response(error_body(message), status=status)
+    if request.get(STREAMING):
+        response.headers["Content-Type"] = JSON_TYPE  # without the charset that it has elsewhere
+    return response
 
 
 def _unread(request: web.Request, status: int, message: str) -> web.Response:

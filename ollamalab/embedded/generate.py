@@ -16,7 +16,13 @@ from ollamalab.embedded.gotemplate import render_template
 from ollamalab.embedded.inference import EngineCall, Stopwatch
 from ollamalab.embedded.models import ModelFile
 from ollamalab.embedded.prompts import check_schema, detokenize, fitted_prompt, render
-from ollamalab.embedded.reading import check_top_logprobs, read_body, read_options, read_schema
+from ollamalab.embedded.reading import (
+    STREAMING,
+    check_top_logprobs,
+    read_body,
+    read_options,
+    read_schema,
+)
 from ollamalab.embedded.service import SERVICE, full_name, think_mode
 from ollamalab.errors import RequestRefused, SettingsError
 from ollamalab.protocol.bodies import model_not_found
@@ -74,6 +80,7 @@ async def answer_generate(
         schema = read_schema(body.format)
         if schema:
             await check_schema(engine, schema)
+        request[STREAMING] = body.stream
         prompt = await _finished_prompt(engine, model, body, options, think)
         asked: str | list[int] | dict[str, Any] = prompt
         if body.images:

@@ -14,6 +14,10 @@ from ollamalab.protocol.requests import MAX_TOP_LOGPROBS, Body, decode_body
 _BAD_REQUEST, _INTERNAL_ERROR = 400, 500
 
 
+#: Key of a request whose answer has begun as a stream, though no line of it is out yet.
+STREAMING = "streaming"
+
+
 class Unreadable(RequestRefused):
     """A request is refused before any part of Ollama proper has seen it, with status 400.
 

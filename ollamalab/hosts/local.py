@@ -7,7 +7,7 @@ import shutil
 import socket
 import sys
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,8 @@ class LocalTarget(Target):
         """How to get a missing model; "{model}" stands for its name."""
 
     @abstractmethod
-    def known_variables(self, log: str) -> Collection[str] | None:
-        """Return the names of the variables that the server heeds; None if it does not tell.
+    def variables_without_effect(self, log: str) -> dict[str, str]:
+        """Return the variables that the running server ignores, each with the reason.
 
         Args:
             log: All that it has said until now.
@@ -95,25 +95,29 @@ class LocalTarget(Target):
         self.url, self.startup = self._server.url, self._server.startup
         try:
             self.version = await version_of(self.url)
-            self._require_known(self.known_variables(self._server.output()))
+            self.ignored = self.variables_without_effect(self._server.output())
+            self._require_effect()
             await require_models(self.url, self._models, advice=self.model_advice)
         except UpstreamError as error:
             raise TargetError(f"{error}; the server last said: {self.log_tail(1)}") from error
 
-    def _require_known(self, known: Collection[str] | None) -> None:
-        """Keep which variables the server ignores; refuse if one of them was asked for.
+    def asked_for(self) -> dict[str, str]:
+        """Return the variables that were asked for: settings other than the default, and chosen ones."""
+        decided = self.settings.environment()
+        settings = {name: value for name, value in decided.items() if value != _DEFAULTS.get(name)}
+        return {**settings, **self._chosen}
+
+    def _require_effect(self) -> None:
+        """Refuse to go on if the server ignores a variable that was asked for.
 
         An arm whose knob is not connected to anything would be reported as "no difference".
         """
-        decided = self.settings.environment()
-        asked = {name for name, value in decided.items() if value != _DEFAULTS.get(name)}
-        asked |= self._chosen.keys()
-        names = asked | self._environment.keys()
-        self.ignored = unknown_variables(names, version=self.version, announced=known)
+        asked = self.asked_for()
         for name, reason in self.ignored.items():
             if name in asked:
-                value = (self._environment | decided)[name]
-                raise TargetError(f"{name}={value} would do nothing on {self.kind} {self.version}: {reason}")
+                raise TargetError(
+                    f"{name}={asked[name]} would do nothing on {self.kind} {self.version}: {reason}"
+                )
             logger.warning("event=variable_ignored name=%s reason=%s", name, reason)
 
     async def stop(self) -> None:
@@ -156,9 +160,14 @@ class EmbeddedTarget(LocalTarget):
             advice="try `ollamalab embedded` by hand",
         )
 
-    def known_variables(self, log: str) -> Collection[str]:  # noqa: ARG002
-        """Return those that become settings of the embedded server, and who may ask it."""
-        return {*ServerSettings(flash_attention=True).environment(), "OLLAMA_ORIGINS"}
+    def variables_without_effect(self, log: str) -> dict[str, str]:  # noqa: ARG002
+        """Return those that were asked for and are none of its settings; what others set is for Ollama."""
+        known = {*ServerSettings(flash_attention=True).environment(), "OLLAMA_ORIGINS"}
+        return {
+            name: "the embedded server has no such setting"
+            for name in sorted(self.asked_for())
+            if name.startswith("OLLAMA_") and name not in known
+        }
 
     def slots(self) -> Slots:
         """Return the slots of each loaded model."""
@@ -205,9 +214,10 @@ class OllamaTarget(LocalTarget):
             advice="try `ollama serve` by hand",
         )
 
-    def known_variables(self, log: str) -> Collection[str] | None:
-        """Return those that the server names when it starts."""
-        return announced_variables(log)
+    def variables_without_effect(self, log: str) -> dict[str, str]:
+        """Return those that the server does not name when it starts, whoever has set them."""
+        names = self.asked_for().keys() | self._environment.keys()
+        return unknown_variables(names, version=self.version, announced=announced_variables(log))
 
     async def start(self) -> None:
         """Start the server; see ``LocalTarget``.

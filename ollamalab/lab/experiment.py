@@ -92,6 +92,9 @@ class Lab:
         synthetic = await synthetic_models(subject.client, models)
         self._note_synthetic(synthetic)
         self.report.server[name or target] = _with_marks(await opened.describe(), synthetic)
+        self.report.add_notes(
+            f"{variable} is set and does nothing: {reason}" for variable, reason in opened.ignored.items()
+        )
         return subject
 
     def _note_synthetic(self, models: Iterable[str]) -> None:
