@@ -1049,6 +1049,8 @@ class Recorder:
     def write(self, data: bytes) -> None:
         self.writes.append(data)
 
+    write_soon = write
+
 
 class TestWrites:
     """Each write may be a system call and a packet."""

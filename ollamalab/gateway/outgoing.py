@@ -88,7 +88,12 @@ class Outgoing:
         """
         if not data or not self._has_body or self.is_over:
             return
-        self._connection.write(self._framed(data))
+        is_first = self._head
+        framed = self._framed(data)
+        if is_first or not self._is_chunked:
+            self._connection.write(framed)
+        else:
+            self._connection.write_soon(framed)
 
     def lag(self) -> asyncio.Future[None] | None:
         """Return what to wait for until the client has taken enough; None if it has.
@@ -121,6 +126,7 @@ class Outgoing:
         self.is_over = self.closes = True
         self._head = b""
         connection = self._connection
+        connection.write(b"")  # what is held
         if connection.is_lost:
             return
         if self.is_started and self._has_body and not self._is_chunked and self._left_bytes is None:
