@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from typing import TYPE_CHECKING, Protocol, cast
@@ -72,6 +73,7 @@ class Wire(asyncio.Protocol):
         self._blame = blame
         self._progress_timeout_s = progress_timeout_s
         self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_sending = False
@@ -132,9 +134,12 @@ class Wire(asyncio.Protocol):
 
     def read_from(self, least_bytes: int) -> None:
         """Have reads wait until there is so much, or the server closes; 1 reads whatever comes."""
-        if self._transport is not None:
-            peer: socket.socket = self._transport.get_extra_info("socket")
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least_bytes)
+        if self._transport is None:
+            return
+        if self._socket is None:  # a handle of our own: uvloop's makes itself anew for every call
+            file = self._transport.get_extra_info("socket").fileno()
+            self._socket = socket.socket(fileno=os.dup(file))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least_bytes)
 
     def hang_up(self) -> None:
         """Close at once; a reply in progress fails."""
@@ -275,6 +280,9 @@ class Wire(asyncio.Protocol):
     def _close(self) -> None:
         """Close the socket now; a polite end would wait for the server."""
         transport, self._transport = self._transport, None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
         if transport is not None:
             self._keeper.closing(self)
             transport.abort()
