@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import statistics
 import sys
@@ -104,10 +105,12 @@ _NOT_FOUND = (
 class Ollama(asyncio.Protocol):
     """Answers from memory; of a stream, a line whenever all other streams have had theirs."""
 
+    def __init__(self, streams: Round) -> None:
+        self._round = streams
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._held = b""
-        self._loop = asyncio.get_running_loop()
 
     def data_received(self, data: bytes) -> None:
         data = self._held + data
@@ -123,14 +126,42 @@ class Ollama(asyncio.Protocol):
         elif b'"stream":true' in data:
             self._transport.write(STREAM_HEAD + STREAM[0])
             if HELD_MODEL.encode() not in data:
-                self._loop.call_soon(self._next_line, 1)
+                self._round.join(self._transport)
         else:
             self._transport.write(OPENAI_CHAT if path.startswith(b"/v1") else CHAT)
 
-    def _next_line(self, number: int) -> None:
-        self._transport.write(STREAM[number])
-        if number + 1 < LINES:
-            self._loop.call_soon(self._next_line, number + 1)
+
+class Round:
+    """All running streams; each turn of the loop, each of them gets its next line.
+
+    Lines are written to the socket itself, which costs half of going through the transport: what stands
+    upstream should cost little beside what is measured.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._streams: dict[int, int] = {}  # socket: number of the next line
+
+    def join(self, transport: asyncio.Transport) -> None:
+        if not self._streams:
+            self._loop.call_soon(self._turn)
+        self._streams[transport.get_extra_info("socket").fileno()] = 1
+
+    def _turn(self) -> None:
+        streams = self._streams
+        for file, number in list(streams.items()):
+            try:
+                os.write(file, STREAM[number])
+            except BlockingIOError:
+                continue
+            except OSError:  # its client is gone
+                number = LINES
+            if number + 1 < LINES:
+                streams[file] = number + 1
+            else:
+                del streams[file]
+        if streams:
+            self._loop.call_soon(self._turn)
 
 
 class Caller(asyncio.Protocol):
@@ -288,7 +319,8 @@ async def body_of(port: int, request: bytes) -> dict[str, Any]:
 
 
 async def serve_upstream() -> None:
-    server = await asyncio.get_running_loop().create_server(Ollama, HOST, 0, backlog=2048)
+    streams = Round()
+    server = await asyncio.get_running_loop().create_server(lambda: Ollama(streams), HOST, 0, backlog=2048)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
