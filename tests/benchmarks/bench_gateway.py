@@ -34,7 +34,7 @@ from typing import Any
 
 import gateway_harness
 import gateway_subjects as subjects
-from gateway_harness import HELD_MODEL, LINES, MODEL, STREAM_MODEL, request
+from gateway_harness import HELD_MODEL, LINES, MODEL, PACED_MODEL, STREAM_MODEL, request
 from gateway_subjects import Plan, Subject, started
 from gateway_table import show
 
@@ -56,8 +56,18 @@ OURS, ADAPTIVE, CACHE, RELAY = "ollamalab", "ollamalab --batch adaptive", "ollam
 
 RATE = Metric(name="requests_per_s", better="higher", unit="requests/s", margin=0.05)
 LINE_RATE = Metric(name="lines_per_s", better="higher", unit="lines/s", margin=0.05)
+CAPACITY = Metric(name="lines_per_cpu_s", better="higher", unit="lines/s", margin=0.05)
 LATENCY = Metric(name="e2e_s", better="lower", unit="s", kind="difference", margin=0.0002)
 FIRST = Metric(name="first_byte_s", better="lower", unit="s", kind="difference", margin=0.0002)
+
+
+_KEYS = {
+    RATE: "rate",
+    LINE_RATE: "lines",
+    CAPACITY: "lines_per_cpu_s",
+    LATENCY: "e2e_s",
+    FIRST: "first_byte_s",
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,7 @@ class Row:
         path: Where requests go.
         is_stream: Whether answers are streams.
         connections: Clients in a closed loop.
+        model: What they ask for.
     """
 
     case: str
@@ -83,6 +94,7 @@ class Row:
     path: str = CHAT
     is_stream: bool = False
     connections: int = 16
+    model: str = MODEL
 
 
 ROWS = (
@@ -96,6 +108,14 @@ ROWS = (
         {OURS: 1.0, ADAPTIVE: 1.5},
         is_stream=True,
     ),
+    Row(
+        "the same, per second of the gateway's processor",
+        CAPACITY,
+        NGINX,
+        (OURS, ADAPTIVE, RELAY),
+        {OURS: 1.0, ADAPTIVE: 1.5},
+        is_stream=True,
+    ),
     Row("non-streaming, 1 connection", LATENCY, DIRECT, (OURS, RELAY, NGINX), {OURS: 0.0005}, connections=1),
     Row(
         "time to first token, 1 connection",
@@ -105,6 +125,7 @@ ROWS = (
         {OURS: 0.0006},
         is_stream=True,
         connections=1,
+        model=PACED_MODEL,
     ),
     Row("cache hits, 16 connections", RATE, NGINX_CACHE, (CACHE,), {CACHE: 0.25}),
 )
@@ -171,7 +192,7 @@ class Bench:
         """
         subject = self.subjects[name]
         self.place(subject, is_bound=row.connections > 1)
-        data = request(row.path, is_stream=row.is_stream).decode()
+        data = request(row.path, is_stream=row.is_stream, model=row.model).decode()
         cpu_s = subject.cpu_s()
         found = await self.load.do(
             "load",
@@ -185,6 +206,7 @@ class Bench:
             raise RuntimeError(f"{name}, {row.case}: {found['error']}")
         found["cpu_s"] = (subject.cpu_s() - cpu_s) / max(1, found["all_answers"])
         found["lines"] = found["rate"] * LINES if row.is_stream else None
+        found["lines_per_cpu_s"] = LINES / found["cpu_s"] if row.is_stream and found["cpu_s"] else None
         return found
 
     async def check(self) -> None:
@@ -252,7 +274,7 @@ async def measure(
             "case": row.case,
             "not_run": "; ".join(f"{name}: {everything.missing[name]}" for name in absent),
         }
-    key = {RATE: "rate", LINE_RATE: "lines", LATENCY: "e2e_s", FIRST: "first_byte_s"}[row.metric]
+    key = _KEYS[row.metric]
     for arm in arms:
         await everything.visit(row, arm, seconds)
     values: dict[Visit, float | None] = {}

@@ -24,7 +24,10 @@ import uvloop
 
 HOST = "127.0.0.1"
 LINES = 128
-MODEL, STREAM_MODEL, HELD_MODEL = "bench", "bench-stream", "bench-held"
+MODEL, STREAM_MODEL, HELD_MODEL, PACED_MODEL = "bench", "bench-stream", "bench-held", "bench-paced"
+#: How long the other lines of a paced stream come after the first, which is measured alone then: a server
+#: that writes without a pause keeps a core busy that the client wants.
+PACE_S = 0.003
 _PROMPT = "Tell me how tides come about, and why some places see two a day and others only one. " * 5
 _CREATED = "2026-01-01T00:00:00.000000000Z"
 _ANSWER = {"role": "assistant", "content": "The moon pulls. " * 30}
@@ -87,7 +90,7 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfe
 STREAM = [*([_line(" word")] * (LINES - 1)), _line("", **_END) + _LAST_CHUNK]
 _MODELS = [
     {"name": f"{model}:latest", "model": f"{model}:latest", "digest": f"{number:064x}", "details": {}}
-    for number, model in enumerate((MODEL, STREAM_MODEL, HELD_MODEL))
+    for number, model in enumerate((MODEL, STREAM_MODEL, HELD_MODEL, PACED_MODEL))
 ]
 GETS = {
     b"/": b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 17\r\n\r\nOllama is running",
@@ -125,7 +128,9 @@ class Ollama(asyncio.Protocol):
             self._transport.write(GETS.get(path, _NOT_FOUND))
         elif b'"stream":true' in data:
             self._transport.write(STREAM_HEAD + STREAM[0])
-            if HELD_MODEL.encode() not in data:
+            if PACED_MODEL.encode() in data:
+                asyncio.get_running_loop().call_later(PACE_S, self._transport.write, b"".join(STREAM[1:]))
+            elif HELD_MODEL.encode() not in data:
                 self._round.join(self._transport)
         else:
             self._transport.write(OPENAI_CHAT if path.startswith(b"/v1") else CHAT)
