@@ -22,8 +22,8 @@ class GpuSampler:
     Each kind is read at its own pace: power and energy every time, the SM clock and utilisation about five
     times a second, memory twice, PCIe every 10 s; what was not due is absent. ``power_w`` is told only where
     the instant is not, and is an instant or an average, depending on the chip; ``energy_j`` counts since the
-    driver was loaded; ``clock_event_mask`` is read by ``clock_events`` and ``is_throttled`` is 1 while heat or power holds the
-    clocks down. Same figures: ``nvidia-smi -q``.
+    driver was loaded; ``clock_event_mask`` is read by ``clock_events`` and ``is_throttled`` is 1 while heat
+    or power holds the clocks down. Same figures: ``nvidia-smi -q``.
 
     Attributes:
         notes: What can no longer be told, and why.
