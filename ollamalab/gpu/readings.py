@@ -193,10 +193,11 @@ def readings() -> dict[str, Reading]:
     return {
         "power": Reading((_power_instant, _power_of_old_chips), 0.0),
         "energy": Reading((_energy,), 0.0),
-        "SM clock": Reading((_sm_clock,), 0.0),
         # the fastest that any chip renews it
         "utilisation": Reading((_utilisation,), 1 / 6),
-        "clock events": Reading((_clock_events, _clock_events_of_old_drivers), 0.2),
+        # a governor's steps, which throttling makes last
+        "SM clock": Reading((_sm_clock,), 0.2),
+        "clock events": Reading((_clock_events, _clock_events_of_old_drivers), 0.5),
         # over a second
         "average power": Reading((_power_average,), 0.5),
         "memory": Reading((_memory, _memory_of_old_drivers), 0.5),

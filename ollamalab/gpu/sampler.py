@@ -19,11 +19,11 @@ class GpuSampler:
 
     ``CUDA_VISIBLE_DEVICES`` does not hide a GPU from NVML. A GPU that is cut into MIG instances has a source
     for each of them too, "gpu0/mig3" by its GPU instance id, which tells its memory. Values: see ``VALUES``.
-    Each kind is read at its own pace: power, energy and the SM clock every time, memory twice a second, PCIe
-    every 10 s; what was not due is absent. ``power_w`` is told only where the instant is not, and is an
-    instant or an average, depending on the chip; ``energy_j`` counts since the driver was loaded;
-    ``clock_event_mask`` is read by ``clock_events`` and ``is_throttled`` is 1 while heat or power holds the
-    clocks down. Same figures: ``nvidia-smi -q``.
+    Each kind is read at its own pace: power and energy every time, the SM clock and utilisation about five
+    times a second, memory twice, PCIe every 10 s; what was not due is absent. ``power_w`` is told only where
+    the instant is not, and is an instant or an average, depending on the chip; ``energy_j`` counts since the
+    driver was loaded; ``clock_event_mask`` is read by ``clock_events`` and ``is_throttled`` is 1 while heat
+    or power holds the clocks down. Same figures: ``nvidia-smi -q``.
 
     Attributes:
         notes: What can no longer be told, and why.
