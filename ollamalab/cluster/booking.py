@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ollamalab.cluster.interruption import Interruption
 from ollamalab.cluster.verdict import Verdict, verdict_of_error
 from ollamalab.errors import UpstreamError
 from ollamalab.protocol.calls import Call
@@ -34,7 +34,7 @@ class Booking:
         member: Where the request goes.
         key: Its model; "" if it names none.
         tried: As given.
-        scope: Its wait for the first byte, which may be cut short.
+        wait: May end its wait for the first byte.
     """
 
     __slots__ = (
@@ -52,8 +52,8 @@ class Booking:
         "_visit",
         "key",
         "member",
-        "scope",
         "tried",
+        "wait",
     )
 
     def __init__(
@@ -70,7 +70,7 @@ class Booking:
         self.key = key = call.model_key
         self.member = member
         self.tried = tried
-        self.scope: asyncio.Timeout | None = None
+        self.wait: Interruption | None = None
         self._roster = roster
         self._replica = replica = roster.replica(member, key)
         self._tokens = tokens

@@ -13,6 +13,7 @@ from typing import Self
 from ollamalab.cluster.booking import Booking
 from ollamalab.cluster.budget import RetryBudget
 from ollamalab.cluster.capacity import ClusterCapacity, Journey
+from ollamalab.cluster.interruption import Interruption
 from ollamalab.cluster.listing import is_merged, merged_list, model_described, refuse_change
 from ollamalab.cluster.member import Member, as_member
 from ollamalab.cluster.prompts import prompt_of
@@ -108,11 +109,13 @@ class Cluster:
         )
         self._watchers: dict[Member, asyncio.Task[None]] = {}
         self._farewells: dict[Member, asyncio.Task[None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._requests = 0
         self._failovers = 0
         self.capacity = ClusterCapacity(self._roster, clock)
 
     async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
         for member in self._roster.members.values():
             self._begin_to_watch(member)
         return self
@@ -265,11 +268,14 @@ class Cluster:
     async def _send_while_up(self, booking: Booking, request: Request) -> Reply:
         """Send a request to the member where it is booked, but do not wait there once it goes silent."""
         member = booking.member
+        booking.wait = Interruption()
+        booking.wait.guard(self._loop)
+        member.waiting.add(booking)
         try:
-            async with asyncio.timeout(None) as booking.scope:
-                member.waiting.add(booking)
-                return await member.upstream.send(request)
-        except TimeoutError as error:
+            return await member.upstream.send(request)
+        except asyncio.CancelledError as error:
+            if not booking.wait.is_given_up_by(error):
+                raise
             text = f"{member.name} has gone silent with a request waiting there"
             raise UpstreamUnavailable(text) from error
         finally:
@@ -355,13 +361,12 @@ class Cluster:
 
     def _move_waiting(self, member: Member) -> None:
         """Send what waits at a silent member elsewhere, if there is somewhere better to wait."""
-        now_s = asyncio.get_running_loop().time()
         for booking in tuple(member.waiting):
             others = self._roster.others(booking.key, booking.tried, self._clock())
             may_move = len(booking.tried) < self._settings.max_attempts
-            if may_move and booking.scope is not None and any(other.health.is_up for other in others):
+            if may_move and booking.wait is not None and any(other.health.is_up for other in others):
                 member.waiting.discard(booking)
-                booking.scope.reschedule(now_s)
+                booking.wait.give_up()
 
     def _forget_prompts(self, member: Member) -> None:
         """A member that was restarted holds no beginnings of prompts any more."""

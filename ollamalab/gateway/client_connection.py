@@ -66,11 +66,11 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_handler",
+        "_held",
         "_is_half_closed",
         "_is_lingering",
         "_is_over",
         "_limits",
-        "_held",
         "_loop",
         "_quiet_since_s",
         "_read_s",

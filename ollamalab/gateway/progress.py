@@ -25,6 +25,7 @@ from typing import Any, Self
 
 import msgspec
 
+from ollamalab.cluster.interruption import Interruption
 from ollamalab.errors import (
     OllamaLabError,
     SettingsError,
@@ -257,7 +258,7 @@ class _Listing(msgspec.Struct):
     models: list[_Model]
 
 
-class _Wait:
+class _Wait(Interruption):
     """One request's waiting for bytes.
 
     Attributes:
@@ -269,34 +270,21 @@ class _Wait:
         asking: Asks.
     """
 
-    __slots__ = ("_is_given_up", "_task", "asking", "call", "is_loading", "limit_s", "may_load", "since_s")
+    __slots__ = ("asking", "call", "is_loading", "limit_s", "may_load", "since_s")
 
     def __init__(self, call: Call, limit_s: float) -> None:
+        super().__init__()
         self.call = call
         self.limit_s = limit_s
         self.since_s: float | None = None
         self.may_load = False
         self.is_loading = False
         self.asking: asyncio.Task[None] | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._is_given_up = False
 
     def begin(self, now_s: float, loop: asyncio.AbstractEventLoop | None) -> None:
-        """The current task waits from now on; to name its loop saves looking for it."""
-        self._task = asyncio.current_task(loop)
+        """The current task waits from now on."""
+        self.guard(loop)
         self.since_s = now_s
-
-    def give_up(self) -> None:
-        """Cancel what the task waits for."""
-        if self._task is not None and not self._task.cancelling():  # else it ends anyway
-            self._is_given_up = True
-            self._task.cancel()
-
-    def is_given_up_by(self, error: BaseException) -> bool:
-        """Return whether an error is the cancellation by ``give_up``, and by nobody else."""
-        if not self._is_given_up or not isinstance(error, asyncio.CancelledError):
-            return False
-        return self._task is not None and self._task.uncancel() == 0
 
     async def stop_asking(self) -> None:
         """End the question, if one is being asked: its answer is of no more use."""
