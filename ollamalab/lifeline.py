@@ -25,6 +25,8 @@ from collections.abc import Iterator, Sequence
 
 GRACE_S = 5.0  #: between asking a process to end and killing it
 
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _COMMAND_NOT_FOUND = 127  # what a shell answers
@@ -51,8 +53,11 @@ def _prctl(option: int, value: int) -> None:
 def _start(command: Sequence[str]) -> int:
     """Start the command and return its pid."""
     supervisor = os.getpid()
+    # A signal that comes between fork and exec would meet our own handlers there, and be lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         return pid
     try:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -60,6 +65,9 @@ def _start(command: Sequence[str]) -> int:
             os._exit(1)
         for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and exec would keep that
             signal.signal(ignored, signal.SIG_DFL)
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.execvp(command[0], list(command))
     except OSError as error:
@@ -118,7 +126,7 @@ def _main(command: Sequence[str]) -> int:
     signals, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in _ENDING:
         signal.signal(number, lambda *_: None)
     child = _start(command)
     _await_end(child, lifeline=0, signals=signals)

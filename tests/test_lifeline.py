@@ -54,6 +54,15 @@ def test_closing_the_lifeline_ends_the_command_and_all_it_started() -> None:
     assert process.returncode == 128 + signal.SIGTERM
 
 
+def test_a_command_that_has_hardly_begun_hears_the_signal_too() -> None:
+    """The lifeline is closed already when the supervisor forks, so the signal comes before the exec."""
+    for _ in range(10):
+        with started(["sleep", "600"]) as process:
+            assert process.stdin
+            process.stdin.close()
+            assert process.wait() == 128 + signal.SIGTERM, "killed after the grace, for it had not heard"
+
+
 def test_a_command_that_ignores_sigterm_is_killed() -> None:
     with started(["sh", "-c", DEAF]) as process:
         members = family(process)
