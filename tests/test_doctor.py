@@ -27,7 +27,7 @@ from ollamalab.doctor.storage import driver_cache, read_speed
 GIB = 2**30
 UNREAD = Unread("for a test")
 GPU = {"name": "NVIDIA H200", "memory_bytes": 140 * GIB, "is_persistent": True}
-CACHE = DriverCache(folder="/root/.nv/ComputeCache", is_off=False, size_bytes=50_000_000)
+CACHE = DriverCache(folder="/home/ann/.nv/ComputeCache", is_off=False, size_bytes=50_000_000)
 NOTHING = Inventory(
     url="http://127.0.0.1:11434",
     host={},
