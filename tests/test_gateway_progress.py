@@ -159,22 +159,37 @@ class TestBody:
         assert server.asked == 0, "what has begun to answer does not load"
 
     async def test_a_download_in_small_steps_goes_on_for_ever(self) -> None:
+        now_s, looks = 0.0, 0
+
+        def clock() -> float:
+            nonlocal looks
+            looks += 1
+            return now_s
+
         server = Server()
-        progress = watched(server)
+        progress = watched(server, clock=clock)
         task = asyncio.create_task(progress.send(Request(method="POST", path="/api/pull", body=b"{}")))
         held = (await server.called(1)).open()
-        loop = asyncio.get_running_loop()
         reply = await task
-        began_s, steps = loop.time(), 0
-        async with reply:
-            held.give(b"{}\n")
-            async for _chunk in reply.chunks():
-                steps += 1
-                if loop.time() - began_s > 2 * ANSWER_S:
-                    held.end()
-                else:
-                    loop.call_later(ANSWER_S / 8, held.give, b"{}\n")
-        assert steps > 8
+
+        async def give() -> None:
+            nonlocal now_s
+            for _ in range(8):
+                seen = looks
+                held.give(b"{}\n")
+                await looked(seen)  # it is taken, and the next awaited since now
+                now_s += 0.9 * ANSWER_S
+                await looked(looks)  # nobody thinks that too long
+            held.end()
+
+        async def looked(seen: int) -> None:
+            while looks == seen:  # noqa: ASYNC110 - a look at the clock sends no event
+                await asyncio.sleep(0.001)
+
+        async with reply, asyncio.TaskGroup() as group:
+            group.create_task(give())
+            assert len([chunk async for chunk in reply.chunks()]) == 8
+        assert now_s > 2 * ANSWER_S
 
     async def test_a_slow_reader_is_not_the_upstreams_fault(self) -> None:
         now_s = 0.0
