@@ -20,7 +20,7 @@ from ollamalab.lab.trials import Visitor
 from ollamalab.loadgen import InstrumentHealth, LoadGenerator, LoadResult, LoadSettings
 from ollamalab.protocol.names import parse_name
 from ollamalab.protocol.synthetic import is_synthetic, mark_synthetic
-from ollamalab.protocol.upstream import Request
+from ollamalab.protocol.upstream import Request, Upstream
 from ollamalab.records import RequestRecord
 from ollamalab.workload import chat_body, draw_prompt, inference_request, with_nonce
 
@@ -90,6 +90,11 @@ class Subject:
     def slots(self) -> int | None:
         """Parallel slots that the server was started with; None if somebody else started it."""
         return None if self.target.settings is None else self.target.settings.num_parallel
+
+    @property
+    def upstream(self) -> Upstream:
+        """The warm connection, for parts that stand in front of the server; another one after ``restart``."""
+        return self._connection
 
     async def _open(self) -> None:
         self._connection = await OllamaConnection(self.target.url).__aenter__()
