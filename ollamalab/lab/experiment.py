@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ollamalab.claims import CLAIMS
 from ollamalab.compare import ClaimVerdict, Comparison, blocks_for_pairs, design, not_testable, settle_fact
@@ -30,6 +30,8 @@ from ollamalab.report.notebooks import read_notebook
 from ollamalab.runner.parameters import parameters_of
 from ollamalab.sampling import Sampler, Sampling
 from ollamalab.settings import ServerSettings
+
+Opened = TypeVar("Opened")
 
 #: The one arm of a server whose settings are not ours to choose.
 AS_IT_IS = "server as it is"
@@ -247,6 +249,10 @@ class Lab:
         text = CLAIMS[claim].text
         self.report.add_contrast(Contrast(text=text, claim=claim, observed=seen, target=target, n=n))
         return Said(f"**{claim}, {seen.word}:** {text}. *{seen.reason[:1].upper()}{seen.reason[1:]}.*")
+
+    async def enter(self, context: AbstractAsyncContextManager[Opened]) -> Opened:
+        """Open something that is closed with the lab, before what was opened earlier."""
+        return await self._opened.enter_async_context(context)
 
     async def close(self) -> None:
         """End every server that was started and every connection."""
