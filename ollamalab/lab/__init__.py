@@ -3,7 +3,9 @@
 - ``experiment``: the ``Lab`` of a notebook, with its report
 - ``subject``: a server and a model under test
 - ``trials``: visits in blocks, and their contrasts
+- ``fairness``: two clients behind a queue
 - ``cold``, ``watching``, ``observation``, ``calibration``: what single notebooks measure
+- ``streams``, ``joining``: streams whose lines are grouped, and answers put together from pieces
 - ``frames``, ``tables``, ``overview``, ``sentences``: what is shown
 """
 
@@ -24,6 +26,21 @@ from ollamalab.lab.cold import (
     starts_from_disk,
 )
 from ollamalab.lab.experiment import AS_IT_IS, Lab
+from ollamalab.lab.fairness import (
+    BURSTS,
+    SINGLES,
+    Learnt,
+    Rush,
+    capacity_rps,
+    clients_table,
+    fairness_sentence,
+    fairness_table,
+    fairness_title,
+    learn,
+    load_points,
+    rushes,
+    way_to,
+)
 from ollamalab.lab.frames import (
     concurrency,
     most_at_once,
@@ -34,6 +51,7 @@ from ollamalab.lab.frames import (
     timeline,
     values,
 )
+from ollamalab.lab.joining import joining_table
 from ollamalab.lab.models import have_models, is_ours, model_file
 from ollamalab.lab.observation import Observation, observe_decoding, observe_eviction, observe_pings
 from ollamalab.lab.overview import (
@@ -60,6 +78,20 @@ from ollamalab.lab.sentences import (
     stages_title,
     tuning_sentence,
 )
+from ollamalab.lab.streams import (
+    Streams,
+    arm_name,
+    batching_sentence,
+    chunk_gaps,
+    costs_table,
+    delays_table,
+    longest_pause_s,
+    malformed_line,
+    pause_title,
+    ratio_rows,
+    reads_per_token,
+    spared_title,
+)
 from ollamalab.lab.subject import PromptShape, Subject, preload
 from ollamalab.lab.tables import comparison_table, gap_table, latency_table, staged_table, stages_table
 from ollamalab.lab.trials import Trials, best_arm, mean_of
@@ -68,40 +100,60 @@ from ollamalab.report import root
 
 __all__ = [
     "AS_IT_IS",
+    "BURSTS",
     "FRESH",
     "FROM_DISK",
     "PRELOADED",
+    "SINGLES",
     "UNLOADED",
     "WARM",
     "ColdStart",
     "InstrumentCheck",
     "Lab",
+    "Learnt",
     "Observation",
     "PromptShape",
     "Residency",
+    "Rush",
     "Said",
+    "Streams",
     "Subject",
     "Trials",
+    "arm_name",
     "as_starts",
+    "batching_sentence",
     "best_arm",
+    "capacity_rps",
     "carry_over_note",
     "check_instrument",
+    "chunk_gaps",
+    "clients_table",
     "compare_reloaded",
     "comparison_table",
     "concurrency",
+    "costs_table",
     "decoding_title",
     "default_keep_alive_s",
+    "delays_table",
+    "fairness_sentence",
+    "fairness_table",
+    "fairness_title",
     "findings_table",
     "fresh_starts",
     "gap_table",
     "have_models",
     "is_ours",
+    "joining_table",
     "knee_title",
     "latency_table",
     "launch_fresh",
     "launch_spread",
+    "learn",
     "listed",
+    "load_points",
+    "longest_pause_s",
     "machine_table",
+    "malformed_line",
     "manifest_table",
     "mean_of",
     "model_file",
@@ -112,15 +164,20 @@ __all__ = [
     "observe_pings",
     "offered_sentence",
     "one_visit",
+    "pause_title",
     "ping_sentence",
     "plural",
     "preload",
     "preload_sentence",
     "preload_title",
+    "ratio_rows",
+    "reads_per_token",
     "root",
+    "rushes",
     "series",
     "shown_run",
     "slots_sentence",
+    "spared_title",
     "spread_note",
     "stage_medians",
     "staged_table",
@@ -134,4 +191,5 @@ __all__ = [
     "tuning_sentence",
     "values",
     "watch_pings",
+    "way_to",
 ]
