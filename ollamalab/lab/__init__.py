@@ -5,10 +5,26 @@
 - ``trials``: visits in blocks, and their contrasts
 - ``fairness``: two clients behind a queue
 - ``cold``, ``watching``, ``observation``, ``calibration``: what single notebooks measure
+- ``caching``, ``fronts``: questions asked twice, and the caches in front of an engine
 - ``streams``, ``joining``: streams whose lines are grouped, and answers put together from pieces
 - ``frames``, ``tables``, ``overview``, ``sentences``: what is shown
 """
 
+from ollamalab.lab.caching import (
+    FIRST_STREAM,
+    FIRST_WHOLE,
+    REPEATED_STREAM,
+    REPEATED_WHOLE,
+    Questions,
+    asked_twice_table,
+    computed,
+    load_table,
+    nth,
+    repeat_sentence,
+    repeats_frame,
+    repeats_title,
+    shares_table,
+)
 from ollamalab.lab.calibration import InstrumentCheck, check_instrument
 from ollamalab.lab.cold import (
     FRESH,
@@ -51,6 +67,7 @@ from ollamalab.lab.frames import (
     timeline,
     values,
 )
+from ollamalab.lab.fronts import CACHES, MEMORY, NGINX_AS_PUBLISHED, NO_CACHE, Front, Fronts, hit_share
 from ollamalab.lab.joining import joining_table
 from ollamalab.lab.models import have_models, is_ours, model_file
 from ollamalab.lab.observation import Observation, observe_decoding, observe_eviction, observe_pings
@@ -101,18 +118,29 @@ from ollamalab.report import root
 __all__ = [
     "AS_IT_IS",
     "BURSTS",
+    "CACHES",
+    "FIRST_STREAM",
+    "FIRST_WHOLE",
     "FRESH",
     "FROM_DISK",
+    "MEMORY",
+    "NGINX_AS_PUBLISHED",
+    "NO_CACHE",
     "PRELOADED",
+    "REPEATED_STREAM",
+    "REPEATED_WHOLE",
     "SINGLES",
     "UNLOADED",
     "WARM",
     "ColdStart",
+    "Front",
+    "Fronts",
     "InstrumentCheck",
     "Lab",
     "Learnt",
     "Observation",
     "PromptShape",
+    "Questions",
     "Residency",
     "Rush",
     "Said",
@@ -121,6 +149,7 @@ __all__ = [
     "Trials",
     "arm_name",
     "as_starts",
+    "asked_twice_table",
     "batching_sentence",
     "best_arm",
     "capacity_rps",
@@ -130,6 +159,7 @@ __all__ = [
     "clients_table",
     "compare_reloaded",
     "comparison_table",
+    "computed",
     "concurrency",
     "costs_table",
     "decoding_title",
@@ -142,6 +172,7 @@ __all__ = [
     "fresh_starts",
     "gap_table",
     "have_models",
+    "hit_share",
     "is_ours",
     "joining_table",
     "knee_title",
@@ -151,6 +182,7 @@ __all__ = [
     "learn",
     "listed",
     "load_points",
+    "load_table",
     "longest_pause_s",
     "machine_table",
     "malformed_line",
@@ -159,6 +191,7 @@ __all__ = [
     "model_file",
     "most_at_once",
     "most_busy",
+    "nth",
     "observe_decoding",
     "observe_eviction",
     "observe_pings",
@@ -172,9 +205,13 @@ __all__ = [
     "preload_title",
     "ratio_rows",
     "reads_per_token",
+    "repeat_sentence",
+    "repeats_frame",
+    "repeats_title",
     "root",
     "rushes",
     "series",
+    "shares_table",
     "shown_run",
     "slots_sentence",
     "spared_title",

@@ -1,0 +1,213 @@
+"""Caches in front of one engine: a question asked twice, a load of repeated questions, a stampede.
+
+Whether an answer came from a cache is read from the answer itself: the engine's own durations, in
+nanoseconds, are repeated with it. So the calls that an engine had to work on are counted in the same way for
+every cache, ours or not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import accumulate
+
+import pandas as pd
+
+from ollamalab.compare import Comparison
+from ollamalab.lab.subject import PromptShape
+from ollamalab.lab.trials import Statistic, Trials, mean_of, not_run_text
+from ollamalab.metrics import completed, e2e_final_line_s, response_s
+from ollamalab.protocol.upstream import Request
+from ollamalab.records import RequestRecord
+from ollamalab.report import Column, Table
+from ollamalab.workload import Prompt, draw_prompt, generate_body, inference_request
+
+#: What the requests of ``asked_twice`` are, in order.
+FIRST_STREAM, REPEATED_STREAM, FIRST_WHOLE, REPEATED_WHOLE = range(4)
+
+_GENERATE = "/api/generate"
+# Requests
+
+
+def asked(prompt: Prompt, model: str, *, stream: bool) -> Request:
+    """Return a prompt as a request to ``/api/generate``, the path that the published nginx set-up caches."""
+    return inference_request(_GENERATE, generate_body(prompt, model, stream=stream))
+
+
+def zipf_draws(rng: random.Random, questions: int, requests: int, *, exponent: float = 1.0) -> list[int]:
+    """Return which question each request asks: number k is drawn in proportion to 1 / (k + 1)^exponent."""
+    weights = [1 / (rank + 1) ** exponent for rank in range(questions)]
+    return rng.choices(range(questions), cum_weights=list(accumulate(weights)), k=requests)
+
+
+class Questions:
+    """Draws the prompts of one experiment.
+
+    The words are those of the seed, equal for all arms of a block; the nonce is another one in each visit,
+    so that neither a cache nor the engine knows a question from the visit before. It opens the user's
+    message: what stands before it, the model's own system prompt, every question shares as in real use.
+    """
+
+    def __init__(self, model: str, shape: PromptShape, *, seed: int) -> None:
+        self.model = model
+        self._shape = shape
+        self._seed = seed
+        self._nonces = random.Random()
+
+    def draw(self, count: int, *, name: str) -> list[Prompt]:
+        """Return new prompts; equal names give equal words."""
+        rng = random.Random(f"{self._seed}:{name}")
+        return [self._opened_by_nonce(draw_prompt(rng, **asdict(self._shape))) for _ in range(count)]
+
+    def _opened_by_nonce(self, prompt: Prompt) -> Prompt:
+        (message,) = prompt.messages
+        opened = {**message, "content": f"{self._nonces.randrange(10**9):09d} {message['content']}"}
+        return replace(prompt, messages=(opened,))
+
+    def twice_each(self, *, name: str) -> list[Request]:
+        """Return one question four times: as a stream, the same again, as a whole, the same again."""
+        (prompt,) = self.draw(1, name=name)
+        return [asked(prompt, self.model, stream=stream) for stream in (True, True, False, False)]
+
+    def stampede(self, clients: int, *, name: str) -> list[Request]:
+        """Return the same question so many times, every one a stream."""
+        return [asked(prompt, self.model, stream=True) for prompt in self.draw(1, name=name) * clients]
+
+    def zipf(self, prompts: Sequence[Prompt], requests: int, *, name: str) -> list[Request]:
+        """Return a load in which these prompts repeat, every one a stream; equal names give one order."""
+        draws = zipf_draws(random.Random(f"{self._seed}:{name}"), len(prompts), requests)
+        return [asked(prompts[number], self.model, stream=True) for number in draws]
+
+
+# What came back
+
+
+def computed(records: Iterable[RequestRecord]) -> int:
+    """Return how many different answers the engine computed for these requests.
+
+    Two computed answers never took the same nanoseconds; a cached one repeats those of its original.
+    """
+    return len({record.server or record.index for record in completed(records)})
+
+
+def nth(index: int, metric: Callable[[RequestRecord], float | None]) -> Statistic:
+    """Return the statistic "a metric of the request at this place of the visit"."""
+
+    def value(records: Sequence[RequestRecord]) -> float | None:
+        return mean_of(metric)([record for record in records if record.index == index])
+
+    return value
+
+
+def percent_text(comparison: Comparison) -> str:
+    """Return "0.9 % (95 % interval 0.8–1.0 %, 8 pairs)" of a ratio; its reason without one."""
+    if comparison.estimate is None or comparison.low is None or comparison.high is None:
+        return comparison.reason or "n/a"
+    interval = f"95 % interval {100 * comparison.low:.2g}–{100 * comparison.high:.2g} %"
+    return f"{100 * comparison.estimate:.2g} % ({interval}, {comparison.pairs} pairs)"
+
+
+def repeat_sentence(comparison: Comparison, *, form: str) -> str:
+    """Return what a repetition costs with a cache, of what it costs without."""
+    return f"A repeated {form} request takes {percent_text(comparison)} of its time without a cache."
+
+
+def repeats_title(comparison: Comparison) -> str:
+    """Return the title of the figure of repeated requests."""
+    if comparison.estimate is None or comparison.high is None or comparison.high >= 1:
+        return "The repeated request, with and without a cache"
+    return f"From memory, a repeated stream ends {1 / comparison.estimate:.0f}× sooner"
+
+
+def asked_twice_table(trials: Trials) -> Table:
+    """Return the mean of each of the four requests by arm, in milliseconds."""
+    places = (FIRST_STREAM, REPEATED_STREAM, FIRST_WHOLE, REPEATED_WHOLE)
+    rows: list[list[object]] = []
+    for arm in trials.arms:
+        means = [mean_of(e2e_final_line_s)(_at(trials.of(arm), place)) for place in places]
+        in_ms = [None if mean is None else mean * 1e3 for mean in means]
+        rows.append([arm, *in_ms, len(_at(completed(trials.of(arm)), REPEATED_STREAM)), ""])
+    rows += [[arm, *[None] * 5, not_run_text(reason)] for arm, reason in trials.not_run.items()]
+    names = ("First stream", "Repeated stream", "First whole", "Repeated whole")
+    return Table.of(
+        "asked_twice",
+        "One question, asked twice",
+        [
+            Column(name="Cache"),
+            *(Column(name=name, unit="ms", format=".1f") for name in names),
+            Column(name="n"),
+            Column(name="Note"),
+        ],
+        rows,
+        caption="Means over n visits, from sending to the final line. Whole: stream false.",
+    )
+
+
+def _at(records: Iterable[RequestRecord], index: int) -> list[RequestRecord]:
+    return [record for record in records if record.index == index]
+
+
+def repeats_frame(trials: Trials) -> pd.DataFrame:
+    """Return columns ``arm`` and ``value`` [ms] of the repeated streams, one row per visit."""
+    repeated = completed(_at(trials.records, REPEATED_STREAM))
+    rows = [(record.arm, e2e_final_line_s(record)) for record in repeated]
+    frame = pd.DataFrame(rows, columns=["arm", "value"]).astype({"value": float})
+    return frame.assign(value=frame["value"] * 1e3)
+
+
+def shares_table(name: str, title: str, contrasts: Sequence[Comparison]) -> Table:
+    """Return one row per contrast: both values in ms, and the ratio in percent with its interval."""
+    rows = [
+        (
+            item.metric.name,
+            item.arm,
+            *(None if value is None else value * 1e3 for value in (item.arm_value, item.baseline_value)),
+            None if item.estimate is None else (item.estimate, item.low, item.high),
+            item.pairs,
+            item.verdict.text if item.verdict else item.reason,
+        )
+        for item in contrasts
+    ]
+    baseline = contrasts[0].baseline if contrasts else "baseline"
+    return Table.of(
+        name,
+        title,
+        [
+            Column(name="Request"),
+            Column(name="Cache"),
+            Column(name="Mean", unit="ms", format=".2f"),
+            Column(name=baseline.capitalize(), unit="ms", format=".1f"),
+            Column(name="Share", format=".2%"),
+            Column(name="Pairs"),
+            Column(name="Verdict"),
+        ],
+        rows,
+        caption="Hodges–Lehmann ratio over pairs with its exact 95 % interval, as a share of the time "
+        "without a cache. The two contrasts of the claims were chosen beforehand; only they get a verdict.",
+    )
+
+
+def load_table(
+    name: str,
+    title: str,
+    loads: Mapping[str, Sequence[RequestRecord]],
+    not_run: Mapping[str, str],
+    caption: str,
+) -> Table:
+    """Return requests, answers that the engine computed, the share it was spared, and the mean response."""
+    rows: list[list[object]] = []
+    for arm, records in loads.items():
+        done, made = len(completed(records)), computed(records)
+        spared = 1 - made / done if done else None
+        mean = mean_of(response_s)(records)
+        rows.append([arm, len(records), done, made, spared, None if mean is None else mean * 1e3, ""])
+    rows += [[arm, *[None] * 5, not_run_text(reason)] for arm, reason in not_run.items()]
+    columns = [
+        Column(name="Cache"),
+        Column(name="Requests"),
+        Column(name="Answered"),
+        Column(name="Computed"),
+    ]
+    columns += [Column(name="Spared", format=".0%"), Column(name="Mean response", unit="ms", format=".1f")]
+    return Table.of(name, title, [*columns, Column(name="Note")], rows, caption=caption)
