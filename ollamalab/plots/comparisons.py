@@ -61,6 +61,7 @@ def latency_ecdf(
     quantity: str,
     unit: str = "s",
     baseline: str | None = None,
+    counted: str = "requests",
     caption: str = "",
 ) -> Figure:
     """Return, by arm, the share of requests that were at most so long; dots mark the medians.
@@ -71,6 +72,7 @@ def latency_ecdf(
         quantity: What was measured, such as "time to first token".
         unit: Of the values.
         baseline: Arm drawn in grey.
+        counted: What the values are, if not of requests.
         caption: Condition; the n of each arm stands in the legend.
     """
     known = values.dropna(subset=["value"])
@@ -88,7 +90,7 @@ def latency_ecdf(
         axes.set_ylim(0, 1.02)
         _scale_latencies(axes, known["value"])
         axes.yaxis.set_major_formatter(FuncFormatter(percent))
-        axes.set_ylabel("share of requests")
+        axes.set_ylabel(f"share of {counted}")
         axes.set_xlabel(f"{quantity} [{unit}]")
         legend_above(axes, columns=4)
     return figure
