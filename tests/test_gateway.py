@@ -10,12 +10,14 @@ from typing import Any
 import aiohttp
 import pytest
 from gateway_service import HELLO, Reply, gateway
+from raw_server import always, raw
 
 from ollamalab.gateway.run import opened
 from ollamalab.scripted import Fault, Script, ScriptedServer
 from ollamalab.settings.files import gateway_settings
 
 QUICK = Script(first_s=0.0, gap_s=0.0, tokens=6)
+NOTHING = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 
 #: What a fault before the first byte becomes (DESIGN §3).
 REFUSED = 503
@@ -123,19 +125,8 @@ async def test_everything_but_health_wants_a_key(tmp_path: Path):
 
 async def test_a_clients_key_and_page_stay_on_its_side():
     """The upstream sees neither the client's secret nor where it came from, and its own name as Host."""
-    seen: list[str] = []
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        seen.append(head.decode())
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
-        async with gateway(f"http://127.0.0.1:{port}") as service:
+    async with raw(always(NOTHING)) as server:
+        async with gateway(server.url) as service:
             headers = {
                 "Authorization": "Bearer of-the-client",
                 "X-Api-Key": "of-the-client",
@@ -148,8 +139,9 @@ async def test_a_clients_key_and_page_stay_on_its_side():
             }
             async with service.http.get("/api/version", headers=headers) as reply:
                 assert reply.status == 200
-    head = next(head for head in map(str.lower, seen) if "x-request-id" in head)  # others are probes
-    assert f"host: 127.0.0.1:{port}" in head
+        seen = [request.decode().lower() for request in server.requests]
+    head = next(head for head in seen if "x-request-id" in head)  # others are probes
+    assert f"host: {server.url.rpartition('/')[2]}" in head
     assert "x-request-id: 42" in head
     for word in ("authorization", "of-the-client", "cookie", "origin", "x-ollamalab", "cache-control"):
         assert word not in head
@@ -158,31 +150,23 @@ async def test_a_clients_key_and_page_stay_on_its_side():
 
 async def test_an_upstream_gets_the_key_it_wants(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Probes are sent with it too."""
-    seen: dict[str, list[bytes]] = {"from-environment": [], "from-file": []}
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen[secret].append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
-        await writer.drain()
-        writer.close()
-
     monkeypatch.setenv("GPU_KEY", "from-environment")
     (tmp_path / "key").write_text("from-file\n")
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        places = ({"api_key_env": "GPU_KEY"}, {"api_key_file": str(tmp_path / "key")})
-        for secret, place in zip(seen, places, strict=True):  # noqa: B007 - answer() reads it
-            settings = gateway_settings(options={"upstream": [{"url": url, **place}], "port": 0})
+    places = {
+        "from-environment": {"api_key_env": "GPU_KEY"},
+        "from-file": {"api_key_file": str(tmp_path / "key")},
+    }
+    for secret, place in places.items():
+        async with raw(always(NOTHING)) as server:
+            settings = gateway_settings(options={"upstream": [{"url": server.url, **place}], "port": 0})
             async with (
                 opened(settings) as running,
                 aiohttp.ClientSession(running.url) as http,
                 http.get("/api/version", headers={"Authorization": "Bearer mine"}) as reply,
             ):
                 assert reply.status == 200
-    for secret, heads in seen.items():
-        assert heads
-        assert all(f"Bearer {secret}".encode() in head for head in heads)
+            assert server.requests
+            assert all(f"Bearer {secret}".encode() in request for request in server.requests)
         assert not any(b"mine" in head for head in heads)
 
 

@@ -241,10 +241,11 @@ async def test_an_embedded_server_tells_models_slots_and_tokens(server: Embedded
         while not (await asyncio.to_thread(watch.look)).busy and not answer.done():
             pass
         state = await asyncio.to_thread(watch.look)
-    assert (state.kind, state.slots, state.waiting, state.trouble) == ("embedded server", 2, None, None)
+    slots = 2 * len(state.models)
+    assert (state.kind, state.slots, state.waiting, state.trouble) == ("embedded server", slots, None, None)
     assert server.model in [model.name for model in state.models]
     assert state.tokens_per_s is not None
-    assert "/2 slots busy · " in words.load(state)
+    assert f"/{slots} slots busy · " in words.load(state)
 
 
 async def test_a_gateway_tells_its_queue(server: EmbeddedServer) -> None:
