@@ -167,7 +167,7 @@ async def test_an_upstream_gets_the_key_it_wants(monkeypatch: pytest.MonkeyPatch
                 assert reply.status == 200
             assert server.requests
             assert all(f"Bearer {secret}".encode() in request for request in server.requests)
-        assert not any(b"mine" in head for head in heads)
+            assert not any(b"mine" in request for request in server.requests)
 
 
 @pytest.mark.parametrize(
