@@ -8,6 +8,7 @@ has evaluated them before: a first token then shows the way, not the prompt.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import sys
@@ -121,13 +122,17 @@ class Streams:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opened:
-            for mode in self._modes:
-                gateway = batching_gateway(self._server.target.url, mode, most=self._most)
-                self._gateways[mode] = started = await opened.enter_async_context(gateway)
-                connection = await opened.enter_async_context(OllamaConnection(started.url))
-                self._generators[mode] = LoadGenerator(connection, target=started.url)
+            async with asyncio.TaskGroup() as group:
+                for mode in self._modes:
+                    group.create_task(self._open(mode, opened))
             self._opened = opened.pop_all()
         return self
+
+    async def _open(self, mode: str, opened: AsyncExitStack) -> None:
+        gateway = batching_gateway(self._server.target.url, mode, most=self._most)
+        self._gateways[mode] = started = await opened.enter_async_context(gateway)
+        connection = await opened.enter_async_context(OllamaConnection(started.url))
+        self._generators[mode] = LoadGenerator(connection, target=started.url)
 
     async def __aexit__(
         self,
@@ -355,8 +360,8 @@ def pause_title(comparison: Comparison) -> str:
 def spared_title(throughput: Comparison) -> str:
     """Return the title of the figure of costs."""
     if throughput.verdict is None or throughput.verdict.direction is None:
-        return "Fewer frames, and no gain in tokens/s shown"
-    return f"Grouped lines: throughput {throughput.verdict.text}"
+        return f"With {throughput.arm}, no gain in tokens/s was shown"
+    return f"With {throughput.arm}, throughput is {throughput.verdict.text}"
 
 
 def batching_sentence(throughput: Comparison, pause: Comparison) -> str:
