@@ -8,7 +8,7 @@ what the one-line calls ``requests.post`` and ``httpx.post`` do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -158,7 +158,16 @@ async def _ollama(url: str, is_kept: bool) -> AsyncIterator[Send]:
 
 
 @asynccontextmanager
-async def _requests(url: str, is_kept: bool) -> AsyncIterator[Send]:
+async def requests_session(
+    url: str, is_kept: bool, *, retry: Mapping[str, Any] | None = None
+) -> AsyncIterator[Send]:
+    """Give calls through a ``requests.Session``.
+
+    Args:
+        url: The server.
+        is_kept: Whether it keeps its connections.
+        retry: Arguments of urllib3's ``Retry`` for its adapter; None for none.
+    """
     requests = import_module("requests")  # has no types of its own
 
     def exchange(request: Request) -> Answered:
@@ -170,6 +179,9 @@ async def _requests(url: str, is_kept: bool) -> AsyncIterator[Send]:
 
     with requests.Session() as session:
         session.trust_env = False
+        if retry is not None:
+            again = import_module("urllib3.util.retry").Retry(**retry)
+            session.mount(url, import_module("requests.adapters").HTTPAdapter(max_retries=again))
 
         async def send(request: Request) -> Answered:
             with _refusals(url, requests.RequestException):
@@ -192,7 +204,7 @@ LIBRARIES = (
     Library(name="ollamalab", open=_ours, ways=(Reuse.KEPT, Reuse.RECONNECTED)),
     Library(name="httpx", open=_httpx),
     Library(name="aiohttp", open=_aiohttp),
-    Library(name="requests", open=_requests),
+    Library(name="requests", open=requests_session),
     Library(name="ollama", open=_ollama),
 )
 

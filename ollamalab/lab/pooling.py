@@ -95,14 +95,16 @@ def asks(
         async with calls(library, url, way) as send:
             await send(CHEAP)
             return [
-                await _ask(send, draw(visit, place), url, index=place, is_checked=is_checked)
+                await ask(send, draw(visit, place), url, index=place, is_checked=is_checked)
                 for place in range(requests)
             ]
 
     return visit
 
 
-async def _ask(send: Send, request: Request, url: str, *, index: int, is_checked: bool) -> RequestRecord:
+async def ask(
+    send: Send, request: Request, url: str, *, index: int, is_checked: bool = False
+) -> RequestRecord:
     """Return the record of one request; its outcome is that of the reply, not of the health check."""
     start_s = time.perf_counter()
     capture = Capture(request=request, intended_s=start_s, sent_s=start_s, index=index)
