@@ -26,7 +26,7 @@ from ollamalab.compare import Comparison, Visit
 from ollamalab.errors import OllamaLabError, UpstreamError
 from ollamalab.gateway.failures import failure_of
 from ollamalab.lab.frames import sweep_points
-from ollamalab.lab.sentences import result_text
+from ollamalab.lab.sentences import listed, result_text
 from ollamalab.lab.subject import PromptShape, Subject
 from ollamalab.lab.trials import Statistic, Trials, Visitor, mean_of
 from ollamalab.loadgen import LoadGenerator, LoadResult, LoadSettings
@@ -37,13 +37,13 @@ from ollamalab.queueing import RequestQueue
 from ollamalab.records import Outcome, RequestRecord
 from ollamalab.report import Column, Table
 from ollamalab.settings import QueueSettings
-from ollamalab.workload import WORDS, Prompt, chat_body, inference_request, with_nonce
+from ollamalab.workload import WORDS, generate_body, inference_request, text_prompt
 
 BURSTS, SINGLES = "bursts", "now and then"  #: the two clients
 EVERYBODY = "everybody"  #: the one name that all have before a FIFO queue
 
-#: Tokens of a prompt besides its words: template, nonce and task (ChatML: 36).
-_OVERHEAD_TOKENS = 36
+#: Tokens of a prompt besides its words: a nonce and the beginning of a story.
+_OVERHEAD_TOKENS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,8 +278,9 @@ async def _offer(
     nonces = random.Random()
 
     def request_of(number: int) -> Request:
-        prompt = brief_prompt(random.Random(f"{stream}:{number}"), shape)
-        request = inference_request("/api/chat", chat_body(with_nonce(prompt, nonces), subject.model))
+        text = brief_text(random.Random(f"{stream}:{number}"), shape.prompt_tokens, nonces)
+        prompt = text_prompt(text, num_predict=shape.num_predict, temperature=0.0)
+        request = inference_request("/api/generate", generate_body(prompt, subject.model) | {"raw": True})
         return Request(
             method=request.method,
             path=request.path,
@@ -292,14 +293,14 @@ async def _offer(
     return result
 
 
-def brief_prompt(rng: random.Random, shape: PromptShape) -> Prompt:
-    """Return a prompt of about so many tokens, from 40: waiting is the subject, so the work is kept small."""
-    words = " ".join(rng.choice(WORDS) for _ in range(max(4, shape.prompt_tokens - _OVERHEAD_TOKENS)))
-    messages = (
-        {"role": "system", "content": "You tell stories."},
-        {"role": "user", "content": f"A very long story: {words}."},
-    )
-    return Prompt(messages=messages, num_predict=shape.num_predict, options={"temperature": 0.0})
+def brief_text(rng: random.Random, prompt_tokens: int, nonces: random.Random) -> str:
+    """Return a beginning of about so many tokens, at least 16, for a model to go on with.
+
+    It is sent without the model's template: waiting is the subject here, so a request may be short, and the
+    nonce stands before everything that two requests could share.
+    """
+    words = " ".join(rng.choice(WORDS) for _ in range(max(1, prompt_tokens - _OVERHEAD_TOKENS)))
+    return f"{nonces.randrange(10**9):09d} Once upon a time, {words}"
 
 
 # What is shown
@@ -385,6 +386,19 @@ def fairness_table(
     return Table.of(name, title, columns, rows, caption=caption)
 
 
+def learnt_table(name: str, title: str, learnt: Mapping[str, Learnt]) -> Table:
+    """Return a row per server: what a queue learnt of it."""
+    rows = [(server, found.places, found.most_at_once, found.requests) for server, found in learnt.items()]
+    columns = [
+        Column(name="Server"),
+        Column(name="Learnt"),
+        Column(name="Most tried"),
+        Column(name="From requests"),
+    ]
+    caption = "Requests at once that the queue lets through, and the most that it let through while it tried."
+    return Table.of(name, title, columns, rows, caption=caption)
+
+
 def load_points(trials: Trials, rushes_by_way: Mapping[str, Mapping[str, Rush]], client: str) -> pd.DataFrame:
     """Return a client's mean response by load, one line per way to the server; see ``plots.sweep_lines``.
 
@@ -405,7 +419,7 @@ def fairness_title(comparison: Comparison) -> str:
     """Return what fairness does to the response of whoever sends now and then."""
     if comparison.estimate is None or comparison.high is None or comparison.high >= 1:
         return "Responses to the client who sends now and then"
-    return f"A fair queue cuts responses beside bursts to {comparison.estimate:.0%} of those behind a FIFO"
+    return f"Fair order cuts the response beside bursts to {comparison.estimate:.0%} of that in FIFO order"
 
 
 def fairness_sentence(comparison: Comparison) -> str:
@@ -413,4 +427,11 @@ def fairness_sentence(comparison: Comparison) -> str:
     return (
         f"Response to a client who sends now and then beside one who sends bursts, {comparison.arm} against "
         f"{comparison.baseline}: {result_text(comparison)}."
+    )
+
+
+def learnt_sentence(learnt: Mapping[str, Learnt]) -> str:
+    """Return how many places a queue learnt of each server."""
+    return (
+        f"Places that a queue learnt by itself: {listed({name: one.places for name, one in learnt.items()})}."
     )
