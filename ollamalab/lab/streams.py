@@ -364,12 +364,18 @@ def spared_title(throughput: Comparison) -> str:
     return f"With {throughput.arm}, throughput is {throughput.verdict.text}"
 
 
-def batching_sentence(throughput: Comparison, pause: Comparison) -> str:
-    """Return what grouping gave and took."""
+def batching_sentence(throughput: Comparison, reads: Comparison, pause: Comparison) -> str:
+    """Return what grouping gave and took; the last two are told without a verdict of their own."""
     return (
         f"{throughput.arm} against {throughput.baseline}: throughput {result_text(throughput)}; "
-        f"longest pause {result_text(pause)}."
+        f"reads per token {_ratio_text(reads)}; longest pause {_ratio_text(pause)}."
     )
+
+
+def _ratio_text(item: Comparison) -> str:
+    if item.estimate is None or item.low is None or item.high is None:
+        return "n/a"
+    return f"{item.estimate:.2f}× ({item.low:.2f}–{item.high:.2f})"
 
 
 # A line that is not JSON
