@@ -42,41 +42,47 @@ def zipf_draws(rng: random.Random, questions: int, requests: int, *, exponent: f
 
 
 class Questions:
-    """Draws the prompts of one experiment.
+    """Makes the prompts of one experiment: one text, with another number at its end in each of them.
 
-    The words are those of the seed, equal for all arms of a block; the nonce is another one in each visit,
-    so that neither a cache nor the engine knows a question from the visit before. It opens the user's
-    message: what stands before it, the model's own system prompt, every question shares as in real use.
+    To a cache every number is another question. The engine has evaluated what they share, as it has with
+    a common system prompt, so that a first request is cheap and costs the same wherever it comes.
     """
 
     def __init__(self, model: str, shape: PromptShape, *, seed: int) -> None:
+        """Draw the text.
+
+        Args:
+            model: Name of the model as it is sent.
+            shape: Lengths.
+            seed: Of the text and of the order in which questions repeat.
+        """
         self.model = model
-        self._shape = shape
         self._seed = seed
-        self._nonces = random.Random()
+        self._prompt = draw_prompt(random.Random(seed), **asdict(shape))
+        # Fresh for each run: a server may remember the questions of the run before.
+        self._numbers = random.Random()
 
-    def draw(self, count: int, *, name: str) -> list[Prompt]:
-        """Return new prompts; equal names give equal words."""
-        rng = random.Random(f"{self._seed}:{name}")
-        return [self._opened_by_nonce(draw_prompt(rng, **asdict(self._shape))) for _ in range(count)]
+    def draw(self, count: int) -> list[Prompt]:
+        """Return prompts that nobody has asked before."""
+        return [self._numbered(f"{self._numbers.randrange(10**9):09d}") for _ in range(count)]
 
-    def _opened_by_nonce(self, prompt: Prompt) -> Prompt:
-        (message,) = prompt.messages
-        opened = {**message, "content": f"{self._nonces.randrange(10**9):09d} {message['content']}"}
-        return replace(prompt, messages=(opened,))
+    def _numbered(self, number: str) -> Prompt:
+        (message,) = self._prompt.messages
+        ended = {**message, "content": f"{message['content']} Number: {number}"}
+        return replace(self._prompt, messages=(ended,))
 
-    def twice_each(self, *, name: str) -> list[Request]:
-        """Return one question four times: as a stream, the same again, as a whole, the same again."""
-        (prompt,) = self.draw(1, name=name)
+    def twice_each(self) -> list[Request]:
+        """Return a new question four times: as a stream, the same again, as a whole, the same again."""
+        (prompt,) = self.draw(1)
         return [asked(prompt, self.model, stream=stream) for stream in (True, True, False, False)]
 
-    def stampede(self, clients: int, *, name: str) -> list[Request]:
-        """Return the same question so many times, every one a stream."""
-        return [asked(prompt, self.model, stream=True) for prompt in self.draw(1, name=name) * clients]
+    def stampede(self, clients: int) -> list[Request]:
+        """Return a new question so many times, every one a stream."""
+        return [asked(prompt, self.model, stream=True) for prompt in self.draw(1) * clients]
 
-    def zipf(self, prompts: Sequence[Prompt], requests: int, *, name: str) -> list[Request]:
-        """Return a load in which these prompts repeat, every one a stream; equal names give one order."""
-        draws = zipf_draws(random.Random(f"{self._seed}:{name}"), len(prompts), requests)
+    def zipf(self, prompts: Sequence[Prompt], requests: int) -> list[Request]:
+        """Return a load in which these prompts repeat, every one a stream; the seed gives its order."""
+        draws = zipf_draws(random.Random(f"{self._seed}:zipf"), len(prompts), requests)
         return [asked(prompts[number], self.model, stream=True) for number in draws]
 
 
@@ -89,6 +95,11 @@ def computed(records: Iterable[RequestRecord]) -> int:
     Two computed answers never took the same nanoseconds; a cached one repeats those of its original.
     """
     return len({record.server or record.index for record in completed(records)})
+
+
+def labelled(loads: Mapping[str, Iterable[RequestRecord]], load: str) -> list[RequestRecord]:
+    """Return the records of loads that are no comparison, each with the name of its way and load."""
+    return [replace(record, arm=f"{arm}, {load}") for arm, records in loads.items() for record in records]
 
 
 def nth(index: int, metric: Callable[[RequestRecord], float | None]) -> Statistic:
@@ -150,7 +161,7 @@ def _at(records: Iterable[RequestRecord], index: int) -> list[RequestRecord]:
 
 def repeats_frame(trials: Trials) -> pd.DataFrame:
     """Return columns ``arm`` and ``value`` [ms] of the repeated streams, one row per visit."""
-    repeated = completed(_at(trials.records, REPEATED_STREAM))
+    repeated = completed(record for arm in trials.arms for record in _at(trials.of(arm), REPEATED_STREAM))
     rows = [(record.arm, e2e_final_line_s(record)) for record in repeated]
     frame = pd.DataFrame(rows, columns=["arm", "value"]).astype({"value": float})
     return frame.assign(value=frame["value"] * 1e3)
@@ -211,3 +222,18 @@ def load_table(
     ]
     columns += [Column(name="Spared", format=".0%"), Column(name="Mean response", unit="ms", format=".1f")]
     return Table.of(name, title, [*columns, Column(name="Note")], rows, caption=caption)
+
+
+def hit_points(shares: Mapping[int, float]) -> pd.DataFrame:
+    """Return the share of hits by cache size, as ``plots.sweep_lines`` draws it."""
+    rows = [(size, share, share, share) for size, share in shares.items()]
+    return pd.DataFrame(rows, columns=["x", "value", "low", "high"], dtype=float)
+
+
+def hits_title(shares: Mapping[int, float], questions: int) -> str:
+    """Return what the smallest cache hits, and what one does that holds every question."""
+    least, most = min(shares), max(shares)
+    word = "answer" if least == 1 else "answers"
+    return (
+        f"{least} {word} kept: {shares[least]:.0%} hits; {most} of {questions} questions: {shares[most]:.0%}"
+    )

@@ -92,8 +92,8 @@ class Front:
     def asked_twice(self, questions: Questions) -> Visitor:
         """Return the visitor "one question twice, in both forms"; see ``Questions.twice_each``."""
 
-        async def visit(visit: Visit) -> Sequence[RequestRecord]:
-            return (await self.ask(questions.twice_each(name=f"block {visit.block}"))).records
+        async def visit(_: Visit) -> Sequence[RequestRecord]:
+            return (await self.ask(questions.twice_each())).records
 
         return visit
 
