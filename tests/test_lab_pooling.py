@@ -79,7 +79,7 @@ async def test_a_kept_connection_is_one_and_the_other_ways_make_one_per_request(
     async with door() as relay, calls(library, relay.url, way) as send:
         for request in (CHEAP, generation(), generation()):
             assert (await send(request)).status == 200
-        assert relay.opened == (1 if way is Reuse.KEPT else 3)
+        assert relay.opened == (1 if way in (Reuse.KEPT, Reuse.CHECKED) else 3)
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
@@ -117,17 +117,16 @@ async def test_a_health_check_is_one_more_request_in_the_time_of_each() -> None:
 
     async with ScriptedServer(QUICK) as server:
         counting = Library(name="ollamalab", open=open_counted)
-        visit = pooling.asks(counting, server.url, Reuse.KEPT, pooling.cheap, requests=2, is_checked=True)
-        records = list(await visit(VISIT))
-    assert [record.outcome for record in records] == [Outcome.OK] * 2
-    assert seen == [CHEAP.path] * 5
+        async with calls(counting, server.url, Reuse.CHECKED) as send:
+            assert (await send(generation())).status == 200
+    assert seen == [CHEAP.path, "/api/generate"]
 
 
 def planted(kept_s: float, new_s: float, *, pairs: int = 12) -> Trials:
     """Return trials in which our kept connection takes so long, and a new one so long."""
     ours = LIBRARIES[0]
-    took = dict(zip(ours.arms("cheap"), (kept_s, new_s), strict=True))
-    visits = design(tuple(took), -(-pairs // 2), random.Random(1))
+    took = dict(zip(ours.arms("cheap"), (kept_s, new_s, 2 * kept_s), strict=True))
+    visits = design(tuple(took), pairs, random.Random(1))
     noise = random.Random(2)
     records = [
         done(
@@ -159,14 +158,18 @@ def test_what_was_planted_is_what_is_saved() -> None:
     primary = pooling.primary_of(found)
     assert primary.verdict
     assert primary.verdict.text == "faster"
-    assert pooling.savings_title(found).endswith("20% with ollamalab")
-    assert list(pooling.forest(found)["label"]) == ["ollamalab, no new connection"]
+    assert pooling.savings_title(found).endswith("50% with ollamalab")
+    assert list(pooling.forest(found)["label"]) == [
+        "ollamalab, new connection",
+        "ollamalab, health check first",
+    ]
+    assert pooling.check_sentence(found).startswith("A health check before each request costs 4.0")
     assert pooling.savings_sentence(found, Reuse.REBUILT).endswith("saves: n/a.")
 
 
 def test_nothing_planted_is_no_title() -> None:
     found = pooling.savings(planted(0.005, 0.005), "cheap", REQUEST_S, libraries=LIBRARIES[:1])
-    assert pooling.savings_title(found) == "No saving by a kept connection was shown here"
+    assert pooling.savings_title(found[:1]) == "No saving by a kept connection was shown here"
 
 
 async def test_a_library_that_is_not_installed_is_not_run_with_its_reason() -> None:

@@ -32,7 +32,7 @@ async def test_the_published_adapter_never_sends_a_generation_again(
         published, without = tried[trouble, PUBLISHED], tried[trouble, NO_RETRY]
         assert published.not_run is None
         assert (published.ok, published.attempts) == (without.ok, without.attempts)
-    assert "made 24 attempts for 24 generations" in retries.retries_sentence(tried.values())
+    assert "24 attempts for 24 generations" in retries.retries_sentence(tried.values())
 
 
 async def test_retries_of_posts_rescue_some_and_ask_a_dead_server_four_times(

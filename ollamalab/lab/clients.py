@@ -2,7 +2,8 @@
 
 Terms. *Kept*: one client, whose pool keeps its connection. *New connection*: one client that closes its
 connection after each request. *New client*: a client built for each request and closed after it, which is
-what the one-line calls ``requests.post`` and ``httpx.post`` do.
+what the one-line calls ``requests.post`` and ``httpx.post`` do. *Health check first*: a kept connection,
+and a cheap question over it before each request.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Reuse(StrEnum):
     KEPT = "kept"
     RECONNECTED = "new connection"
     REBUILT = "new client"
+    CHECKED = "health check first"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +64,7 @@ class Library:
 
     name: str
     open: Opener
-    ways: tuple[Reuse, ...] = tuple(Reuse)
+    ways: tuple[Reuse, ...] = (Reuse.KEPT, Reuse.RECONNECTED, Reuse.REBUILT)
 
     def arms(self, load: str) -> dict[str, Reuse]:
         """Return its ways by the names of their arms under a load."""
@@ -201,7 +203,7 @@ def _refusals(url: str, *kinds: type[Exception]) -> Iterator[None]:
 
 #: Measured by notebook 04, in order. Ours has no way to give up a connection but to close.
 LIBRARIES = (
-    Library(name="ollamalab", open=_ours, ways=(Reuse.KEPT, Reuse.RECONNECTED)),
+    Library(name="ollamalab", open=_ours, ways=(Reuse.KEPT, Reuse.RECONNECTED, Reuse.CHECKED)),
     Library(name="httpx", open=_httpx),
     Library(name="aiohttp", open=_aiohttp),
     Library(name="requests", open=requests_session),
@@ -213,15 +215,20 @@ LIBRARIES = (
 async def calls(library: Library, url: str, way: Reuse) -> AsyncIterator[Send]:
     """Give a function that sends one request to a server and reads the whole reply, in one of the ways.
 
-    With a new client, what it costs to build and to close it is part of each call.
+    Building and closing a new client is part of each call, and so is a health check.
     """
-    if way is not Reuse.REBUILT:
-        async with library.open(url, way is Reuse.KEPT) as send:
-            yield send
-        return
+    if way is Reuse.REBUILT:
 
-    async def build_and_send(request: Request) -> Answered:
-        async with library.open(url, True) as send:
+        async def build_and_send(request: Request) -> Answered:
+            async with library.open(url, True) as send:
+                return await send(request)
+
+        yield build_and_send
+        return
+    async with library.open(url, way is not Reuse.RECONNECTED) as send:
+
+        async def check_and_send(request: Request) -> Answered:
+            await send(CHEAP)
             return await send(request)
 
-    yield build_and_send
+        yield check_and_send if way is Reuse.CHECKED else send

@@ -175,6 +175,7 @@ def retries_sentence(tried: Iterable[Retried]) -> str:
     if reason := next((one.not_run for one in of_it if one.not_run), None):
         return f"S4's retry adapter: {not_run_text(reason)}."
     attempts, offered = sum(one.attempts for one in of_it), sum(one.offered for one in of_it)
+    refused = offered - sum(one.ok for one in of_it)
     return (
-        f"S4's retry adapter made {attempts} attempts for {offered} generations, many of which were refused."
+        f"S4's retry adapter: {attempts} attempts for {offered} generations, of which {refused} were refused."
     )
