@@ -158,7 +158,7 @@ def test_what_was_planted_is_what_is_saved() -> None:
     primary = pooling.primary_of(found)
     assert primary.verdict
     assert primary.verdict.text == "faster"
-    assert pooling.savings_title(found).endswith("50% with ollamalab")
+    assert pooling.savings_title(found).startswith("ollamalab, kept against health check first: 0.50×")
     assert list(pooling.forest(found)["label"]) == [
         "ollamalab, new connection",
         "ollamalab, health check first",

@@ -250,13 +250,18 @@ def forest(found: Iterable[Saving]) -> pd.DataFrame:
 
 
 def savings_title(found: Iterable[Saving]) -> str:
-    """Return the title of the figure: the largest saving that is shown, and the way that it spares."""
-    shown = [saving for saving in found if saving.ratio.high is not None and saving.ratio.high < 1]
+    """Return the title of the figure: the largest saving that is shown, with its interval.
+
+    Not that it is the largest: the libraries are not compared with each other.
+    """
+    ratios = {saving: saving.ratio for saving in found}
+    shown = {saving: ratio for saving, ratio in ratios.items() if ratio.high is not None and ratio.high < 1}
     if not shown:
         return "No saving by a kept connection was shown here"
-    best = min(shown, key=lambda saving: saving.ratio.estimate or 1.0)
-    share = 1 - (best.ratio.estimate or 1.0)
-    return f"The most is saved where each request had a {best.way}: {share:.0%} with {best.library}"
+    best = min(shown, key=lambda saving: shown[saving].estimate or 1.0)
+    ratio = shown[best]
+    numbers = f"{ratio.estimate:.2f}× (95 % interval {ratio.low:.2f}–{ratio.high:.2f})"
+    return f"{best.library}, kept against {best.way}: {numbers}"
 
 
 def savings_sentence(found: Iterable[Saving], way: Reuse) -> str:
