@@ -14,15 +14,26 @@ from lab_samples import compared, done, failed
 
 from ollamalab.compare import Metric, Visit
 from ollamalab.errors import TargetError
-from ollamalab.lab import NO_CACHE, Fronts, PromptShape, Questions, Trials, caching, fronts, hit_share
+from ollamalab.lab import (
+    NO_CACHE,
+    Fronts,
+    PromptShape,
+    Questions,
+    Trials,
+    caching,
+    fronts,
+    hit_share,
+    outcomes,
+)
 from ollamalab.metrics import e2e_final_line_s
 from ollamalab.records import Outcome, RequestRecord, ServerTimings
 from ollamalab.scripted import Script, ScriptedServer
+from ollamalab.settings import CacheSettings
 
 SHAPE = PromptShape(prompt_tokens=70, num_predict=2)
-# No two answers take equally long, as on a real engine.
+# No two answers take equally long, and each takes longer than a store is asked: as on a real engine.
 STALLS = {number: 0.0001 * number for number in range(20)}
-SCRIPT = Script(first_s=0.002, gap_s=0.001, tokens=2, models=("m:latest",), stalls=STALLS)
+SCRIPT = Script(first_s=0.1, gap_s=0.001, tokens=2, models=("m:latest",), stalls=STALLS)
 REPEATED = Metric(name="repeated stream", unit="s", better="lower")
 
 
@@ -155,6 +166,22 @@ async def test_a_cache_of_every_question_misses_each_once(
         assert await hit_share(upstream, order, entries=2) == 0.6
         assert await hit_share(upstream, order, entries=1) == 0.2
     assert len(engine.log) == 2
+
+
+async def test_an_answer_is_gone_when_its_time_is_over_or_others_need_its_place(
+    engine: ScriptedServer, questions: Questions
+) -> None:
+    named = dict(zip("ABC", questions.streams(3), strict=True))
+    steps = [(0.0, "A"), (9.0, "A"), (11.0, "A"), (12.0, "B"), (13.0, "C"), (14.0, "A"), (15.0, "C")]
+    async with Fronts(engine.url, caches=[fronts.MEMORY]) as ways:
+        found = await outcomes(
+            ways.by_name[fronts.MEMORY].connection,
+            [(at_s, named[name]) for at_s, name in steps],
+            CacheSettings(ttl_s=10, max_entries=2),
+        )
+    assert found == ["miss", "hit", "miss", "miss", "miss", "miss", "hit"]
+    rows = caching.outcomes_table(steps, found, caption="").rows
+    assert list(rows[1]) == [9.0, "A", "hit"]
 
 
 def test_nginx_wants_a_server_without_tls() -> None:

@@ -23,6 +23,7 @@ from ollamalab.lab.caching import (
     labelled,
     load_table,
     nth,
+    outcomes_table,
     repeat_sentence,
     repeats_frame,
     repeats_title,
@@ -72,7 +73,16 @@ from ollamalab.lab.frames import (
     timeline,
     values,
 )
-from ollamalab.lab.fronts import CACHES, MEMORY, NGINX_AS_PUBLISHED, NO_CACHE, Front, Fronts, hit_share
+from ollamalab.lab.fronts import (
+    CACHES,
+    MEMORY,
+    NGINX_AS_PUBLISHED,
+    NO_CACHE,
+    Front,
+    Fronts,
+    hit_share,
+    outcomes,
+)
 from ollamalab.lab.joining import joining_table
 from ollamalab.lab.models import have_models, is_ours, model_file
 from ollamalab.lab.observation import Observation, observe_decoding, observe_eviction, observe_pings
@@ -207,6 +217,8 @@ __all__ = [
     "observe_pings",
     "offered_sentence",
     "one_visit",
+    "outcomes",
+    "outcomes_table",
     "pause_title",
     "ping_sentence",
     "plural",

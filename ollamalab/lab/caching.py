@@ -76,9 +76,13 @@ class Questions:
         (prompt,) = self.draw(1)
         return [asked(prompt, self.model, stream=stream) for stream in (True, True, False, False)]
 
+    def streams(self, count: int) -> list[Request]:
+        """Return new questions, every one a stream."""
+        return [asked(prompt, self.model, stream=True) for prompt in self.draw(count)]
+
     def stampede(self, clients: int) -> list[Request]:
         """Return a new question so many times, every one a stream."""
-        return [asked(prompt, self.model, stream=True) for prompt in self.draw(1) * clients]
+        return self.streams(1) * clients
 
     def zipf(self, prompts: Sequence[Prompt], requests: int) -> list[Request]:
         """Return a load in which these prompts repeat, every one a stream; the seed gives its order."""
@@ -222,6 +226,23 @@ def load_table(
     ]
     columns += [Column(name="Spared", format=".0%"), Column(name="Mean response", unit="ms", format=".1f")]
     return Table.of(name, title, [*columns, Column(name="Note")], rows, caption=caption)
+
+
+def outcomes_table(steps: Sequence[tuple[float, str]], outcomes: Sequence[str], *, caption: str) -> Table:
+    """Return what a cache said of each question.
+
+    Args:
+        steps: Seconds on its clock, and the question's name.
+        outcomes: Of these steps.
+        caption: Its time and limits.
+    """
+    return Table.of(
+        "expiry",
+        "When an answer is gone",
+        [Column(name="At", unit="s", format=".0f"), Column(name="Question"), Column(name="Outcome")],
+        [(at_s, name, outcome) for (at_s, name), outcome in zip(steps, outcomes, strict=True)],
+        caption=caption,
+    )
 
 
 def hit_points(shares: Mapping[int, float]) -> pd.DataFrame:

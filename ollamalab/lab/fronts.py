@@ -28,6 +28,7 @@ from ollamalab.lab.caching import Questions
 from ollamalab.lab.trials import Visitor
 from ollamalab.lifeline import GRACE_S, tethered
 from ollamalab.loadgen import LoadGenerator, LoadResult, LoadSettings
+from ollamalab.protocol.calls import CACHE_HEADER
 from ollamalab.protocol.upstream import Request, Upstream
 from ollamalab.records import RequestRecord
 from ollamalab.settings import CacheSettings, GatewaySettings, UpstreamSettings
@@ -113,6 +114,27 @@ async def hit_share(upstream: Upstream, requests: Sequence[Request], *, entries:
                     pass
         counts = cache.statistics()
     return counts.hits / counts.lookups
+
+
+async def outcomes(
+    upstream: Upstream, steps: Sequence[tuple[float, Request]], settings: CacheSettings
+) -> list[str]:
+    """Return what a memory cache says of each request, "hit" or "miss", on a clock that is set by hand.
+
+    Args:
+        upstream: Who answers what is not in it.
+        steps: Seconds on its clock, ascending, and what is asked then.
+        settings: Its time and limits.
+    """
+    now_s, found = 0.0, []
+    async with ResponseCache(upstream, settings, clock=lambda: now_s) as cache:
+        for at_s, request in steps:
+            now_s = at_s
+            async with await cache.send(request) as reply:
+                async for _ in reply.chunks():
+                    pass
+            found.append(reply.headers[CACHE_HEADER])
+    return found
 
 
 class Fronts:
