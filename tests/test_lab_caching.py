@@ -29,6 +29,7 @@ from ollamalab.metrics import e2e_final_line_s
 from ollamalab.records import Outcome, RequestRecord, ServerTimings
 from ollamalab.scripted import Script, ScriptedServer
 from ollamalab.settings import CacheSettings
+from ollamalab.workload import Prompt
 
 SHAPE = PromptShape(prompt_tokens=70, num_predict=2)
 # No two answers take equally long, and each takes longer than a store is asked: as on a real engine.
@@ -75,7 +76,7 @@ def test_low_numbers_repeat_as_often_as_zipf_says() -> None:
 
 
 def test_every_way_gets_the_questions_of_a_load_in_the_same_order(questions: Questions) -> None:
-    def order(prompts: list[caching.Prompt]) -> list[int]:
+    def order(prompts: list[Prompt]) -> list[int]:
         bodies = [request.body for request in questions.zipf(prompts, 20)]
         return [list(dict.fromkeys(bodies)).index(body) for body in bodies]
 
