@@ -25,6 +25,7 @@ from ollamalab.report.runs import Run
 from ollamalab.report.tables import Column, Table, interval_text
 
 _FACTOR = ".2f"
+_SMALL = 0.095
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Judged:
             return ""
         if comparison.metric.kind == "difference":
             return f"{100 * comparison.estimate:+.1f} points".replace("-", "−")
-        return f"{comparison.estimate:{_FACTOR}}×"
+        return f"{comparison.estimate:{_factor(comparison.estimate)}}×"
 
     @property
     def bounds(self) -> str:
@@ -68,7 +69,12 @@ class Judged:
             return ""
         if comparison.metric.kind == "difference":
             return interval_text(100 * comparison.low, 100 * comparison.high, "+.1f")
-        return interval_text(comparison.low, comparison.high, _FACTOR)
+        return interval_text(comparison.low, comparison.high, _factor(comparison.low))
+
+
+def _factor(least: float) -> str:
+    """Return how ratios from here on are written: a cache's 0.003× would be 0.00× otherwise."""
+    return _FACTOR if least >= _SMALL else ".2g"
 
 
 def judge_run(run: Run) -> list[Judged]:
