@@ -25,7 +25,7 @@ from ollamalab.lab.trials import Trials, Visitor, run_visits
 from ollamalab.loadgen import LoadResult
 from ollamalab.protocol.names import parse_name
 from ollamalab.protocol.synthetic import mark_synthetic
-from ollamalab.report import Arm, Contrast, Experiment, Report, root
+from ollamalab.report import Advice, Arm, Contrast, Experiment, Report, root
 from ollamalab.report.notebooks import read_notebook
 from ollamalab.runner.parameters import parameters_of
 from ollamalab.sampling import Sampler, Sampling
@@ -215,6 +215,7 @@ class Lab:
         subject: Subject,
         *,
         claimed: Literal["lower", "higher"] | None = None,
+        advice: Advice | None = None,
     ) -> None:
         """Keep a measured contrast for the verdicts of the run; if an arm was not run, that and the reason.
 
@@ -223,6 +224,8 @@ class Lab:
             comparison: Primary, so that it counts among the run's tests.
             subject: What it was measured on.
             claimed: The direction that a claim without a number names.
+            advice: The setting that the arm has and the baseline has not; it is recommended where the
+                comparison, corrected for the run's tests, shows that it is better.
         """
         missing = self.not_run.get(comparison.arm) or self.not_run.get(comparison.baseline)
         if claim and missing:
@@ -231,7 +234,14 @@ class Lab:
         sign = "/" if comparison.metric.kind == "ratio" else "−"
         text = f"{comparison.arm} {sign} {comparison.baseline}, {comparison.metric.name}"
         self.report.add_contrast(
-            Contrast(text=text, claim=claim, comparison=comparison, claimed=claimed, target=subject.name)
+            Contrast(
+                text=text,
+                claim=claim,
+                comparison=comparison,
+                claimed=claimed,
+                target=subject.name,
+                advice=advice,
+            )
         )
 
     def observe(self, claim: str, seen: Observation, subject: Subject) -> Said:

@@ -3,8 +3,9 @@
 Everything that is shown, in a notebook or in the report, is read back from what was saved.
 """
 
+from ollamalab.report.advice import Recommendation, recommend, recommendations_table
 from ollamalab.report.claims import Judged, claims_table, judge_run
-from ollamalab.report.entries import SCHEMA, Arm, Contrast, ExperimentFile, Figure
+from ollamalab.report.entries import SCHEMA, Advice, Arm, Contrast, ExperimentFile, Figure
 from ollamalab.report.folders import (
     RUN_VARIABLE,
     current_folder,
@@ -23,6 +24,7 @@ from ollamalab.report.tables import Column, Table
 __all__ = [
     "RUN_VARIABLE",
     "SCHEMA",
+    "Advice",
     "Arm",
     "Column",
     "Contrast",
@@ -30,6 +32,7 @@ __all__ = [
     "ExperimentFile",
     "Figure",
     "Judged",
+    "Recommendation",
     "Report",
     "Run",
     "Table",
@@ -43,6 +46,8 @@ __all__ = [
     "new_manifest",
     "new_run_folder",
     "read_manifest",
+    "recommend",
+    "recommendations_table",
     "root",
     "run_folders",
     "shown_folder",

@@ -46,6 +46,23 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Advice:
+    """The setting in which the arm of a contrast differs from its baseline, as a person would write it.
+
+    Attributes:
+        part: Where it is written: an environment variable of the Ollama *server*, a key of ``ollamalab
+            serve``'s file for the *gateway*, a field or option of a *request*, a habit of the *client*,
+            or the tag of a *model*.
+        setting: Its name there: "OLLAMA_NUM_PARALLEL", "cache", "options.num_batch".
+        value: What the arm has, as it would be written: "4", "memory".
+    """
+
+    part: Literal["server", "gateway", "request", "client", "model"]
+    setting: str
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Contrast:
     """One question with what was measured or observed; its verdict is given over the whole run.
 
@@ -60,6 +77,7 @@ class Contrast:
         claimed: For a claim without a number, the direction that it names.
         n: Observations behind ``observed``; None if there were none.
         target: Server and model.
+        advice: What to set if the comparison speaks for its arm; None if it is about no setting.
     """
 
     text: str
@@ -69,6 +87,7 @@ class Contrast:
     claimed: Literal["lower", "higher"] | None = None
     n: int | None = None
     target: str = ""
+    advice: Advice | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,8 @@ class Report:
             raise ValueError(f"no published claim {contrast.claim!r}; known are {', '.join(CLAIMS)}")
         if (contrast.comparison is None) == (contrast.observed is None):
             raise ValueError(f"{contrast.text!r} needs either a comparison or what was observed")
+        if contrast.advice and contrast.comparison is None:
+            raise ValueError(f"{contrast.text!r} advises {contrast.advice.setting} without a comparison")
         claim = CLAIMS.get(contrast.claim)
         if contrast.comparison and claim and claim.low is None and contrast.claimed is None:
             raise ValueError(f"{contrast.claim} has no number: say which direction it claims")

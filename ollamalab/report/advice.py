@@ -1,0 +1,102 @@
+"""What a run recommends: the settings that its contrasts spoke about, each with its evidence.
+
+A setting is recommended only where a primary comparison, corrected for the run's tests, shows that it
+is better by more than noise. Whatever else was tried is listed with the reason why it is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ollamalab.compare import Comparison
+from ollamalab.report.claims import Judged, judge_run
+from ollamalab.report.entries import Advice
+from ollamalab.report.runs import Run
+from ollamalab.report.tables import Column, Table
+
+_ORDER = ("server", "gateway", "request", "client", "model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """One setting and what the run says of it.
+
+    Attributes:
+        advice: The setting and its value.
+        pays: Whether it was shown to be better, whatever the size.
+        word: The verdict of the comparison: "faster", "no difference shown (-2.1…+8.0 %)".
+        evidence: The comparison in one line, with estimate, interval, n and target.
+        experiment: Notebook that measured it.
+    """
+
+    advice: Advice
+    pays: bool
+    word: str
+    evidence: str
+    experiment: str
+
+
+def recommend(run: Run) -> list[Recommendation]:
+    """Return every setting that the run measured, by part; of several values of one setting, the best.
+
+    Values that were measured in contrasts without a verdict are left out: they were not declared to
+    settle anything.
+    """
+    best: dict[tuple[str, str], tuple[float, Recommendation]] = {}
+    for judged in judge_run(run):
+        advice, comparison = judged.contrast.advice, judged.contrast.comparison
+        if advice is None or comparison is None or comparison.verdict is None:
+            continue
+        found = Recommendation(
+            advice=advice,
+            pays=comparison.verdict.is_better is True,
+            word=comparison.verdict.text,
+            evidence=_evidence(judged),
+            experiment=judged.experiment,
+        )
+        key, gain = (advice.part, advice.setting), _gain(comparison)
+        if key not in best or (found.pays, gain) > (best[key][1].pays, best[key][0]):
+            best[key] = (gain, found)
+    return sorted(
+        (found for _, found in best.values()),
+        key=lambda found: (not found.pays, _ORDER.index(found.advice.part), found.advice.setting),
+    )
+
+
+def recommendations_table(run: Run) -> Table:
+    """Return what ``recommend`` finds, what pays first."""
+    rows = [
+        (
+            found.advice.part,
+            found.advice.setting,
+            found.advice.value,
+            "set it" if found.pays else "leave it",
+            found.word,
+            found.evidence,
+            found.experiment,
+        )
+        for found in recommend(run)
+    ]
+    names = ("Part", "Setting", "Value", "Advice", "Verdict", "Evidence", "Experiment")
+    return Table.of(
+        "recommendations",
+        "Settings that this run measured",
+        [Column(name=name) for name in names],
+        rows,
+        caption="'Set it' needs a difference beyond noise, corrected for all tests of the run; whether it is "
+        "worth its cost in memory or in freshness is yours to judge.",
+    )
+
+
+def _evidence(judged: Judged) -> str:
+    bounds = f" ({judged.bounds})" if judged.bounds else ""
+    n = f", n {judged.n}" if judged.n is not None else ""
+    target = f", on {judged.contrast.target}" if judged.contrast.target else ""
+    return f"{judged.contrast.text}: {judged.measured or 'n/a'}{bounds}{n}{target}"
+
+
+def _gain(comparison: Comparison) -> float:
+    """Return how good the estimate is: more is better, comparable between values of one setting only."""
+    if comparison.estimate is None:
+        return float("-inf")
+    return comparison.estimate if comparison.metric.better == "higher" else -comparison.estimate
