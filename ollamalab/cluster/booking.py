@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ollamalab.cluster.interruption import Interruption
 from ollamalab.cluster.verdict import Verdict, verdict_of_error
 from ollamalab.errors import UpstreamError
@@ -14,79 +16,41 @@ from ollamalab.queueing import State, Work
 
 if TYPE_CHECKING:
     from ollamalab.cluster.member import Member
+    from ollamalab.cluster.replica import Replica
     from ollamalab.cluster.roster import Roster
     from ollamalab.cluster.visits import Visit
+    from ollamalab.queueing.parallelism import Flight
+
+_ANSWERED = Verdict.ANSWERED
+_GENERATION = Kind.GENERATION
 
 
-class Booking:
-    """One request at one member. However it ends, it is released once and judged at most once.
-
-    Args:
-        roster: Hears what changes.
-        member: Where the request goes.
-        call: The request.
-        tokens: What it will probably take.
-        tried: Members that have had it, this one included; others may join.
-        clock: Monotonic seconds.
-        visit: Also hears how it goes on.
+class Booking(msgspec.Struct, eq=False):
+    """One request at one member, as ``book`` makes it. However it ends, it is released once and judged once.
 
     Attributes:
         member: Where the request goes.
         key: Its model; "" if it names none.
-        tried: As given.
+        tried: Members that have had it, this one included; others may join.
         wait: May end its wait for the first byte.
     """
 
-    __slots__ = (
-        "_begun_s",
-        "_clock",
-        "_flight",
-        "_has_broken",
-        "_is_judged",
-        "_is_released",
-        "_is_trial",
-        "_replica",
-        "_roster",
-        "_sent_s",
-        "_tokens",
-        "_visit",
-        "key",
-        "member",
-        "tried",
-        "wait",
-    )
-
-    def __init__(
-        self,
-        roster: Roster,
-        member: Member,
-        call: Call,
-        *,
-        tokens: float,
-        tried: Sequence[Member],
-        clock: Callable[[], float],
-        visit: Visit | None = None,
-    ) -> None:
-        self.key = key = call.model_key
-        self.member = member
-        self.tried = tried
-        self.wait: Interruption | None = None
-        self._roster = roster
-        self._replica = replica = roster.replica(member, key)
-        self._tokens = tokens
-        self._clock = clock
-        self._visit = visit
-        self._sent_s = now_s = clock()
-        self._begun_s: float | None = None
-        self._has_broken = self._is_judged = self._is_released = False
-        member.requests += 1
-        member.view.in_flight += 1
-        replica.view.in_flight += 1
-        replica.view.booked_tokens += tokens
-        self._flight = replica.sent(now_s) if call.endpoint.kind is Kind.GENERATION else None
-        self._is_trial = replica.breaker.sent(now_s)
-        if self._is_trial:
-            roster.changed()  # nobody else goes there until it is known how this ends
+    member: Member
+    key: str
+    tried: Sequence[Member]
+    _roster: Roster
+    _replica: Replica
+    _tokens: float
+    _clock: Callable[[], float]
+    _visit: Visit | None
+    _sent_s: float
+    _flight: Flight | None
+    _is_trial: bool
+    wait: Interruption | None = None
+    _begun_s: float | None = None
+    _has_broken: bool = False
+    _is_judged: bool = False
+    _is_released: bool = False
 
     @property
     def is_resident(self) -> bool:
@@ -141,7 +105,7 @@ class Booking:
             return
         self._is_judged = True
         breaker = self._replica.breaker
-        if verdict is Verdict.ANSWERED:
+        if verdict is _ANSWERED:
             if breaker.succeeded(self._sent_s):
                 self._roster.changed()
             return
@@ -160,6 +124,11 @@ class Booking:
             kind = Verdict.FAILED if verdict is Verdict.BUSY else verdict
             self.member.failures[kind.value] += 1
 
+    def ended(self, state: State, work: Work | None) -> None:
+        """Say that an answer that came whole has left the member; ``state`` and ``work`` as in ``release``."""
+        self.release(state, work)
+        self.judge(Verdict.LOST if self._has_broken else _ANSWERED)
+
     def left(self, error: BaseException | None) -> None:
         """Say that the reply has been left.
 
@@ -173,3 +142,40 @@ class Booking:
         else:
             self.judge(Verdict.ANSWERED if error is None else None)
         self.release(State.COMPLETED if error is None else State.CANCELLED)
+
+
+def book(
+    roster: Roster,
+    member: Member,
+    call: Call,
+    *,
+    now_s: float,
+    tokens: float,
+    tried: Sequence[Member],
+    clock: Callable[[], float],
+    visit: Visit | None = None,
+) -> Booking:
+    """Count a request at a member.
+
+    Args:
+        roster: Hears what changes.
+        member: Where the request goes.
+        call: The request.
+        now_s: When it is sent.
+        tokens: What it will probably take.
+        tried: Members that have had it, this one included; others may join.
+        clock: Monotonic seconds.
+        visit: Also hears how it goes on.
+    """
+    key, view = call.model_key, member.view
+    replica = member.replicas.get(key) or roster.replica(member, key)
+    member.requests += 1
+    view.in_flight += 1
+    model = replica.view
+    model.in_flight += 1
+    model.booked_tokens += tokens
+    flight = replica.sent(now_s) if call.endpoint.kind is _GENERATION else None
+    is_trial = replica.breaker.sent(now_s)
+    if is_trial:
+        roster.changed()  # nobody else goes there until it is known how this ends
+    return Booking(member, key, tried, roster, replica, tokens, clock, visit, now_s, flight, is_trial)

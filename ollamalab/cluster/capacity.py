@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from ollamalab.cluster.booking import Booking
 from ollamalab.cluster.roster import Roster
 from ollamalab.queueing import State, Work
 
 
-class Journey:
+class Journey(msgspec.Struct, eq=False):
     """One request that got a place in the queue; its observer there is the booking it has at the time.
 
     Attributes:
@@ -17,11 +19,8 @@ class Journey:
         is_answered: Whether its answer has come whole, so that its end here is its end there.
     """
 
-    __slots__ = ("booking", "is_answered")
-
-    def __init__(self) -> None:
-        self.booking: Booking | None = None
-        self.is_answered = False
+    booking: Booking | None = None
+    is_answered: bool = False
 
     def begun(self, now_s: float) -> None:  # noqa: ARG002 - bookings have the clock of their cluster
         """A stream has given its first bytes."""
@@ -30,10 +29,12 @@ class Journey:
 
     def ended(self, now_s: float, state: State, work: Work | None) -> None:  # noqa: ARG002
         """The body has come to its end, or the request to another."""
-        if self.booking is not None:
+        if self.booking is None:
+            return
+        if self.is_answered:
+            self.booking.ended(state, work)
+        else:
             self.booking.release(state, work)
-            if self.is_answered:
-                self.booking.left(None)
 
 
 class ClusterCapacity:

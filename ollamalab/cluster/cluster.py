@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from ollamalab.cluster.booking import Booking
+from ollamalab.cluster.booking import Booking, book
 from ollamalab.cluster.budget import RetryBudget
 from ollamalab.cluster.capacity import ClusterCapacity, Journey
 from ollamalab.cluster.interruption import Interruption
@@ -42,6 +42,7 @@ from ollamalab.routing import (
 from ollamalab.settings.cluster import ClusterSettings
 
 _OK = 200
+_ANSWERED = Verdict.ANSWERED
 _UNKNOWN = Usual()
 
 #: Age of a list of models that the cache relies on: an old answer may be given so long after a ``pull``.
@@ -160,7 +161,7 @@ class Cluster:
             self._watchers.pop(member).cancel()
             self._farewells[member] = asyncio.get_running_loop().create_task(self._see_off(member))
 
-    async def send(self, request: Request) -> Reply:
+    def send(self, request: Request) -> Coroutine[Any, Any, Reply]:
         """Send one request to whom the policy chooses, and on to others if it must.
 
         Raises:
@@ -168,10 +169,17 @@ class Cluster:
             UpstreamError: As the last one that was asked raised it.
             RequestRefused: 400 for a change of models with several members; what ``named`` refuses.
         """
+        self._requests += 1
+        call = request.call
+        if call is None or not call.endpoint.names_model:
+            return self._send_any(request)
+        return self._send(request, call, call.model_key)
+
+    async def _send_any(self, request: Request) -> Reply:
+        """Send a request that nobody has read yet, or that names no model."""
         request = named(request)
         call = request.call
         assert call is not None
-        self._requests += 1
         if call.endpoint.names_model:
             return await self._send(request, call, call.model_key)
         members = self.members
@@ -215,7 +223,7 @@ class Cluster:
         """
         began_s, passage = self._clock(), call.passage
         journey = passage if isinstance(passage, Journey) else None
-        tokens = self._expected_tokens(call)
+        tokens = self._expected_tokens(call) if self._predicts else 0.0
         tried: list[Member] = []
         self._budget.note_request()
         if self._watch.doubtful and self._minds_loads:  # milliseconds, against the seconds of a load
@@ -225,12 +233,20 @@ class Cluster:
             member = self._choose(call, key, tokens, candidates)
             tried.append(member)
             visit = None if self._visits is None else self._visits.begun(member.name, call)
-            booking = Booking(
-                self._roster, member, call, tokens=tokens, tried=tried, clock=self._clock, visit=visit
+            now_s = self._clock()
+            booking = book(
+                self._roster,
+                member,
+                call,
+                now_s=now_s,
+                tokens=tokens,
+                tried=tried,
+                clock=self._clock,
+                visit=visit,
             )
             if journey is not None:
                 journey.booking = booking
-            call.ledger["route"] = self._clock() - began_s
+            call.ledger["route"] = now_s - began_s
             try:
                 if len(self._roster.members) == 1:  # nowhere else to wait
                     reply = await member.upstream.send(request)
@@ -249,8 +265,8 @@ class Cluster:
                 booking.judge(None)
                 raise
             else:
-                verdict = verdict_of_status(reply.status)
-                if verdict is Verdict.ANSWERED:
+                verdict = _ANSWERED if reply.status == _OK else verdict_of_status(reply.status)
+                if verdict is _ANSWERED:
                     return self._answer(reply, call, booking, journey)
                 refusal = RoutedReply(reply, booking)
                 async with _left_on_error(refusal):
@@ -325,24 +341,27 @@ class Cluster:
         queue.
         """
         member, endpoint = booking.member, call.endpoint
-        is_whole = not call.is_stream and whole_of(reply) is not None
-        if reply.status != _OK:
-            booking.judge(Verdict.ANSWERED)
+        is_good = reply.status == _OK
+        if not is_good:
+            booking.judge(_ANSWERED)
         else:
-            member.health.accepted(self._clock())
+            if member.health.has_refused:
+                member.health.accepted(self._clock())
             if endpoint.names_model:
                 if not booking.is_resident:
                     self._roster.set_resident(member, booking.key, is_resident=True)
                     self._watch.loaded(member)
                 booking.answering()
-        is_metered = endpoint.kind is Kind.GENERATION and journey is None and reply.status == _OK
+        is_whole = not call.is_stream and whole_of(reply) is not None
+        if is_whole and journey is not None:
+            reply.headers[UPSTREAM_HEADER] = member.name
+            journey.is_answered = True
+            return reply
+        is_metered = is_good and journey is None and endpoint.kind is Kind.GENERATION
         if not is_whole:
             routed = RoutedReply(reply, booking)
             return MeteredReply(routed, call, booking) if is_metered else routed
         reply.headers[UPSTREAM_HEADER] = member.name
-        if journey is not None:
-            journey.is_answered = True
-            return reply
         if is_metered:
             metered(reply, call, booking)
         booking.left(None)
@@ -374,7 +393,7 @@ class Cluster:
             self._policy.index.forget(member.name)
 
     def _expected_tokens(self, call: Call) -> float:
-        if not self._predicts or call.endpoint.kind is not Kind.GENERATION:
+        if call.endpoint.kind is not Kind.GENERATION:
             return 0.0
         return (self._roster.usual.get(call.model_key) or _UNKNOWN).expected_tokens(call)
 

@@ -39,6 +39,11 @@ class Health:
         """Whether it is up, but did not answer lately."""
         return self.is_up and self.failed_probes > 0
 
+    @property
+    def has_refused(self) -> bool:
+        """Whether it said that it is busy, and has taken no request since it may be asked again."""
+        return self._refusals > 0
+
     def is_busy(self, now_s: float) -> bool:
         """Return whether it said that it has too much to do."""
         return now_s < self.busy_until_s

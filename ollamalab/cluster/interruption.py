@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 
-class Interruption:
+
+class Interruption(msgspec.Struct, eq=False):
     """May end one wait of one task.
 
     ``asyncio.timeout`` does the same for whoever knows the moment, at the price of a context manager.
     """
 
-    __slots__ = ("_is_given_up", "_task")
-
-    def __init__(self) -> None:
-        self._task: asyncio.Task[Any] | None = None
-        self._is_given_up = False
+    _task: asyncio.Task[Any] | None = None
+    _is_given_up: bool = False
 
     def guard(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """The current task waits from now on; to name its loop saves looking for it."""

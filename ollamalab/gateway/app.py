@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Protocol
+
+import msgspec
 
 from ollamalab.errors import OllamaLabError, RequestRefused
 from ollamalab.gateway.exchange import Exchange
@@ -13,7 +16,7 @@ from ollamalab.gateway.failures import Whole, text_answer
 from ollamalab.gateway.relay import Relay, fail
 from ollamalab.gateway.served import HEALTH_PATH, Served
 from ollamalab.gateway.server import Incoming, Outgoing
-from ollamalab.protocol.calls import read_call
+from ollamalab.protocol.calls import Heading, read_call, read_heading
 from ollamalab.protocol.endpoints import Kind, endpoint_of
 from ollamalab.protocol.origins import PREFLIGHT_HEADERS, AccessRules
 from ollamalab.protocol.requests import TOO_DEEP
@@ -31,6 +34,8 @@ _KEPT_BACK = frozenset(("authorization", "proxy-authorization", "x-api-key", "ap
     *("origin", "referer", "cache-control", "content-length", "accept-encoding")
 }
 _OWN_PREFIX = "x-ollamalab-"
+
+_KEPT_WAYS = 128  # heads of up to 64 KiB
 
 _READ = ("GET", "HEAD")
 _OK, _NO_CONTENT, _MOVED, _TEMPORARILY_MOVED = 200, 204, 301, 307
@@ -50,6 +55,20 @@ class Keys(Protocol):
     def holder(self, authorization: str) -> str | None:
         """Return the name of the key in an ``Authorization`` header; None if it is not known."""
         ...
+
+
+class _Way(msgspec.Struct, frozen=True):
+    """How requests with one head go to the parts.
+
+    Attributes:
+        heading: What it says.
+        headers: What of its headers goes on.
+        cors: What a page is told with the answer.
+    """
+
+    heading: Heading
+    headers: Mapping[str, str]
+    cors: Mapping[str, str]
 
 
 class Gateway:
@@ -80,6 +99,7 @@ class Gateway:
         self._keys = keys
         self._is_admin = is_admin
         self._observe = observe
+        self._way_of = lru_cache(maxsize=_KEPT_WAYS)(self._find_way)
 
     async def handle(self, incoming: Incoming, outgoing: Outgoing) -> None:
         """Answer one request; cancelled when its client hangs up."""
@@ -101,40 +121,71 @@ class Gateway:
     async def _answer(self, incoming: Incoming, exchange: Exchange) -> None:
         if incoming.problem is not None:
             raise incoming.problem
-        path = incoming.target.partition("?")[0]
-        answer = self._foreign(incoming, exchange)
-        tenant = "" if answer or path == HEALTH_PATH else self._holder(incoming)
-        answer = answer or self._own(incoming.method, path)
-        if answer is not None:
-            exchange.whole(answer.status, answer.headers, answer.body)
+        way = self._way_of(incoming.method, incoming.target, tuple(incoming.headers.items()))
+        if way is None:
+            self._answer_here(incoming, exchange)
             return
-        exchange.call = read_call(
-            incoming.target,
-            incoming.headers,
+        exchange.cors = way.cors
+        call = exchange.call = read_call(
+            way.heading,
             incoming.body,
             client=incoming.peer,
-            tenant=tenant,
+            tenant="" if self._keys is None else self._holder(self._keys, incoming),
             arrived_s=incoming.received_s,
         )
         request = Request(
             method=incoming.method,
             path=incoming.target,
-            headers=_passed(incoming.headers),
+            headers=way.headers,
             body=incoming.body,
-            call=exchange.call,
+            call=call,
         )
         await self._relay.answer(request, exchange)
 
-    def _foreign(self, incoming: Incoming, exchange: Exchange) -> Whole | None:
-        """Return the answer to a foreign page or host name, or to a page that asks beforehand."""
-        host, origin = incoming.headers.get("host", ""), incoming.headers.get("origin")
+    def _answer_here(self, incoming: Incoming, exchange: Exchange) -> None:
+        """Answer what does not go to the parts.
+
+        Raises:
+            RequestRefused: What is wrong with it.
+        """
+        path = incoming.target.partition("?")[0]
+        exchange.cors, answer = self._foreign(incoming.method, incoming.headers)
+        if answer is None and path != HEALTH_PATH and self._keys is not None:
+            self._holder(self._keys, incoming)
+        answer = answer or self._own(incoming.method, path)
+        if answer is None:
+            read_heading(incoming.target, incoming.headers)
+            raise AssertionError(f"{path} has a way to the parts")
+        exchange.whole(answer.status, answer.headers, answer.body)
+
+    def _find_way(self, method: str, target: str, fields: tuple[tuple[str, str], ...]) -> _Way | None:
+        """Return how a request goes to the parts; None if it is answered here, or refused.
+
+        Args:
+            method: HTTP method.
+            target: Path and query.
+            fields: Its headers; no lengths, which would make each head another.
+        """
+        headers, path = dict(fields), target.partition("?")[0]
+        cors, answer = self._foreign(method, headers)
+        try:
+            if answer is not None or path in self._pages or self._own(method, path) is not None:
+                return None
+            return _Way(read_heading(target, headers), _passed(headers), cors)
+        except RequestRefused:
+            return None
+
+    def _foreign(
+        self, method: str, headers: Mapping[str, str]
+    ) -> tuple[Mapping[str, str], Whole | None]:
+        """Return what a page is told, and the answer to a foreign one, or to one that asks beforehand."""
+        host, origin = headers.get("host", ""), headers.get("origin")
         cors = self._rules.cors_headers(origin, host)
         if cors is None:
-            return Whole(status=_FORBIDDEN)
-        exchange.cors = cors
-        if cors and incoming.method == "OPTIONS":
-            return Whole(status=_NO_CONTENT, headers=_lower(PREFLIGHT_HEADERS))
-        return None if self._rules.allows_host(host) else Whole(status=_FORBIDDEN)
+            return {}, Whole(status=_FORBIDDEN)
+        if cors and method == "OPTIONS":
+            return cors, Whole(status=_NO_CONTENT, headers=_lower(PREFLIGHT_HEADERS))
+        return cors, None if self._rules.allows_host(host) else Whole(status=_FORBIDDEN)
 
     def _own(self, method: str, path: str) -> Whole | None:
         """Return what is answered here: the gateway's own pages, and what Ollama's router refuses."""
@@ -152,13 +203,16 @@ class Gateway:
             raise RequestRefused(_FORBIDDEN, _NO_CHANGES)
         return None
 
-    def _holder(self, incoming: Incoming) -> str:
-        if self._keys is None:
-            return ""
+    def _holder(self, keys: Keys, incoming: Incoming) -> str:
+        """Return whose key a request has.
+
+        Raises:
+            RequestRefused: 401 without a key, or with an unknown one.
+        """
         authorization = incoming.headers.get("authorization")
         if authorization is None:
             raise RequestRefused(_UNAUTHORISED, _NO_KEY)
-        holder = self._keys.holder(authorization)
+        holder = keys.holder(authorization)
         if holder is None:
             raise RequestRefused(_UNAUTHORISED, _WRONG_KEY)
         return holder

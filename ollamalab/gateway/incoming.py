@@ -33,7 +33,8 @@ class Incoming(msgspec.Struct):
     Attributes:
         method: "GET", "POST", in upper case.
         target: Path with its leading slash and query as sent, or "*"; "" if it never came.
-        headers: Names in lower case; of a repeated header, all values joined by ", ". Trailers are dropped.
+        headers: Names in lower case; of a repeated header, all values joined by ", ". Trailers are dropped,
+            and so is the length, which the body has.
         body: Whole, without its transfer coding.
         peer: The client's address.
         received_s: When its first bytes were read (``time.perf_counter``).
@@ -202,7 +203,7 @@ class RequestReader:
         if parser.should_upgrade():
             self._head_again = self._head_without_upgrade()
             return
-        coding, length = headers.get("transfer-encoding"), headers.get("content-length")
+        coding, length = headers.get("transfer-encoding"), headers.pop("content-length", None)
         if coding is not None:
             self._check_coding(coding)
         elif length is not None and int(length) > self._limits.max_body_bytes:

@@ -44,6 +44,7 @@ LISTING_TIMEOUT_S = 10.0
 
 _SWEEP_INTERVAL_S = 1.0
 _OK = 200
+_DEFAULT_OPTIONS: tuple[Any, ...] = ({}, None)
 
 
 class Residents:
@@ -70,8 +71,10 @@ class Residents:
 
 
 def _load_options(call: Call) -> tuple[Any, ...]:
-    options = call.options
-    return load_options(options) if options else {}, call.fields.get("shift")
+    fields = call.fields
+    if "options" not in fields and "shift" not in fields:
+        return _DEFAULT_OPTIONS
+    return load_options(call.options), fields.get("shift")
 
 
 class Progress:
@@ -106,6 +109,7 @@ class Progress:
         self._name = name
         self._request_timeout_s = request_timeout_s
         self._load_timeout_s = load_timeout_s
+        self._least_limit_s = min(request_timeout_s, load_timeout_s)
         self._clock = clock
         self._residents = Residents()
         self._waits: set[_Wait] = set()
@@ -119,13 +123,14 @@ class Progress:
             UpstreamTimeout: They did not come in time.
             UpstreamError: As the upstream does.
         """
-        call = call_of(request)
-        wait = _Wait(call, self._request_timeout_s)
-        if call.endpoint.names_model:
-            wait.may_load = True
-            wait.limit_s = min(wait.limit_s, self._load_timeout_s)
-        loop = self._add(wait)
-        wait.begin(self._clock(), loop)
+        call = request.call or call_of(request)
+        names_model = call.endpoint.names_model
+        wait = _Wait(
+            call=call,
+            limit_s=self._least_limit_s if names_model else self._request_timeout_s,
+            may_load=names_model,
+        )
+        wait.begin(self._clock(), self._add(wait))
         try:
             reply = await self._upstream.send(request)
         except BaseException as error:
@@ -137,7 +142,7 @@ class Progress:
             wait.since_s = None
             if wait.asking is not None:
                 await wait.stop_asking()
-        if call.endpoint.names_model and reply.status == _OK:
+        if names_model and reply.status == _OK:
             self._residents.note_answer(call)
         if whole_of(reply) is not None:  # nothing is left to wait for
             self._waits.discard(wait)
@@ -258,28 +263,24 @@ class _Listing(msgspec.Struct):
     models: list[_Model]
 
 
-class _Wait(Interruption):
+class _Wait(Interruption, eq=False, kw_only=True):
     """One request's waiting for bytes.
 
     Attributes:
         call: The request.
         limit_s: Longest wait.
-        since_s: Since when its task waits; None while it does not.
         may_load: Whether the limit is one after which to ask what the upstream is doing.
+        since_s: Since when its task waits; None while it does not.
         is_loading: Whether the limit is that of a load.
         asking: Asks.
     """
 
-    __slots__ = ("asking", "call", "is_loading", "limit_s", "may_load", "since_s")
-
-    def __init__(self, call: Call, limit_s: float) -> None:
-        super().__init__()
-        self.call = call
-        self.limit_s = limit_s
-        self.since_s: float | None = None
-        self.may_load = False
-        self.is_loading = False
-        self.asking: asyncio.Task[None] | None = None
+    call: Call
+    limit_s: float
+    may_load: bool
+    since_s: float | None = None
+    is_loading: bool = False
+    asking: asyncio.Task[None] | None = None
 
     def begin(self, now_s: float, loop: asyncio.AbstractEventLoop | None) -> None:
         """The current task waits from now on."""

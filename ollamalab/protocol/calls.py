@@ -99,64 +99,104 @@ class Call(msgspec.Struct, kw_only=True):
         return int(value) if isinstance(value, int | float) and value > 0 else None
 
 
-def read_call(
-    path: str,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    client: str = "",
-    tenant: str = "",
-    arrived_s: float | None = None,
-) -> Call:
-    """Return what a request means.
+class Heading(msgspec.Struct, frozen=True, kw_only=True):
+    """What the head of a request says of its call. Clients send the same ones over and over.
+
+    Attributes:
+        endpoint: Where it goes.
+        client: As ``X-Ollamalab-Client`` says it; "" if it does not.
+        priority: 0 first to 9 last.
+        deadline_ms: From its arrival; None = no limit.
+        cache_control: ``Cache-Control`` as sent, "" if not.
+        content_type: As sent, "" if not.
+        has_fields: Whether the body says more: which model, streamed or not.
+    """
+
+    endpoint: Endpoint
+    client: str
+    priority: int
+    deadline_ms: int | None
+    cache_control: str
+    content_type: str
+    has_fields: bool
+
+
+def read_heading(path: str, headers: Mapping[str, str]) -> Heading:
+    """Return what the head of a request says.
 
     Args:
         path: With its query, if any.
         headers: Names in lower case.
-        body: As it came.
-        client: For whom it counts if there is neither a tenant nor a header that says.
-        tenant: Holder of its API key: for whom it counts, and who shares cached answers with it.
-        arrived_s: Moment from which a deadline counts (``time.perf_counter``); None ignores deadlines.
 
     Raises:
-        RequestRefused: 404 for an unknown path, 400 for a body or header that cannot be read.
+        RequestRefused: 404 for an unknown path, 400 for a header that cannot be read.
     """
     endpoint = endpoint_of(path.partition("?")[0])
     if endpoint is None:
         raise RequestRefused(_NOT_FOUND, "404 page not found")
     deadline_ms = _whole_number(headers, DEADLINE_HEADER, 1, _MAX_DEADLINE_MS)
     priority = _whole_number(headers, PRIORITY_HEADER, 0, LOWEST_PRIORITY)
-    call = Call(
-        endpoint=endpoint,
-        client=tenant or headers.get(CLIENT_HEADER, "").strip()[:_MAX_CLIENT_CHARACTERS] or client,
-        tenant=tenant,
-        priority=DEFAULT_PRIORITY if priority is None else priority,
-        deadline_s=None if deadline_ms is None or arrived_s is None else arrived_s + deadline_ms / 1000,
-        cache_control=headers.get(CACHE_CONTROL_HEADER, ""),
-    )
     is_encoded = endpoint.takes_zstd and headers.get("content-encoding") == "zstd"  # exactly, as in Ollama
-    if endpoint.names_model and not is_encoded:
-        if endpoint.takes_form:
-            _read_form(call, headers, body)
+    return Heading(
+        endpoint=endpoint,
+        client=headers.get(CLIENT_HEADER, "").strip()[:_MAX_CLIENT_CHARACTERS],
+        priority=DEFAULT_PRIORITY if priority is None else priority,
+        deadline_ms=deadline_ms,
+        cache_control=headers.get(CACHE_CONTROL_HEADER, ""),
+        content_type=headers.get("content-type", ""),
+        has_fields=endpoint.names_model and not is_encoded,
+    )
+
+
+def read_call(
+    heading: Heading, body: bytes, *, client: str = "", tenant: str = "", arrived_s: float | None = None
+) -> Call:
+    """Return what a request means.
+
+    Args:
+        heading: What its head says.
+        body: As it came.
+        client: For whom it counts if there is neither a tenant nor a header that says.
+        tenant: Holder of its API key: for whom it counts, and who shares cached answers with it.
+        arrived_s: Moment from which a deadline counts (``time.perf_counter``); None ignores deadlines.
+
+    Raises:
+        RequestRefused: 400 for a body that cannot be read.
+    """
+    deadline_ms = heading.deadline_ms
+    call = Call(
+        endpoint=heading.endpoint,
+        client=tenant or heading.client or client,
+        tenant=tenant,
+        priority=heading.priority,
+        deadline_s=None if deadline_ms is None or arrived_s is None else arrived_s + deadline_ms / 1000,
+        cache_control=heading.cache_control,
+    )
+    if heading.has_fields:
+        if heading.endpoint.takes_form:
+            _read_form(call, heading.content_type, body)
         else:
             _read_body(call, body)
     return call
 
 
 def named(request: Request, *, client: str = "", tenant: str = "", arrived_s: float | None = None) -> Request:
-    """Return the request with its call; itself if it has one. Takes and raises what ``read_call`` does."""
+    """Return the request with its call; itself if it has one. Takes what ``read_call`` does.
+
+    Raises:
+        RequestRefused: As ``read_heading`` and ``read_call`` do.
+    """
     if request.call is not None:
         return request
-    call = read_call(
-        request.path, request.headers, request.body, client=client, tenant=tenant, arrived_s=arrived_s
-    )
+    heading = read_heading(request.path, request.headers)
+    call = read_call(heading, request.body, client=client, tenant=tenant, arrived_s=arrived_s)
     return replace(request, call=call)
 
 
 def call_of(request: Request) -> Call:
-    """Return what a request means, read now if nobody has. Raises what ``read_call`` raises."""
+    """Return what a request means, read now if nobody has; raises what ``named`` raises."""
     call = request.call
-    return read_call(request.path, request.headers, request.body) if call is None else call
+    return read_call(read_heading(request.path, request.headers), request.body) if call is None else call
 
 
 def _read_body(call: Call, body: bytes) -> None:
@@ -180,8 +220,8 @@ def _read_body(call: Call, body: bytes) -> None:
     call.model_key = _key_of(model)
 
 
-def _read_form(call: Call, headers: Mapping[str, str], body: bytes) -> None:
-    model = form_value(body, headers.get("content-type", ""), "model")
+def _read_form(call: Call, content_type: str, body: bytes) -> None:
+    model = form_value(body, content_type, "model")
     if not model:  # in Ollama's words, which would say the same, but perhaps of another reading
         raise RequestRefused(_BAD_REQUEST, "model is required")
     call.model, call.model_key = model, _key_of(model)

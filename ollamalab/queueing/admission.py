@@ -84,31 +84,32 @@ class Admission:
         client = applicant.client
         deadline_s = math.inf if applicant.deadline_s is None else applicant.deadline_s
         if deadline_s <= now_s:
-            self._tally.arrived(client, State.TIMED_OUT)
+            self._tally.refused(client, State.TIMED_OUT)
             raise WaitTimeout("the deadline of the request had passed before it came; send it earlier")
-        must_wait = self._must_wait(applicant.lane)
+        key, lane = applicant.lane, self._lanes.get(applicant.lane)
+        must_wait = lane is not None and (lane.waiting > 0 or lane.active >= self._limit(key))
         moved = self._make_room(applicant) if must_wait else []
-        lane = self._lanes.get(applicant.lane)
-        if lane is None:
-            lane = self._lanes[applicant.lane] = Lane(self.settings.ageing_s)
+        if lane is None or key not in self._lanes:  # whom we pushed out may have been its last
+            lane = self._lanes[key] = Lane(self.settings.ageing_s)
         self._arrivals += 1
+        latest_s = now_s + self.settings.queue_timeout_s
         ticket = Ticket(
-            lane=applicant.lane,
+            lane=key,
             client=client,
             priority=applicant.priority,
             deadline_s=deadline_s,
-            expires_s=min(deadline_s, now_s + self.settings.queue_timeout_s),
+            expires_s=latest_s if latest_s < deadline_s else deadline_s,
             cost_tokens=applicant.cost_tokens,
             arrived_s=now_s,
             number=self._arrivals,
         )
         if not must_wait:
             lane.admit(ticket, now_s)
-            self._tally.admitted(ticket)
+            self._tally.admitted(client)
             return ticket, moved
         lane.add(ticket)
         self._shares.add(ticket)
-        self._tally.arrived(client, State.WAITING)
+        self._tally.queued(client)
         moved += self.dispatch(applicant.lane, now_s)  # more may fit since the last end
         self._tally.note_waiting()
         return ticket, moved
@@ -140,7 +141,7 @@ class Admission:
         lane = self._lanes[ticket.lane]
         lane.remove(ticket, state)
         self._shares.remove(ticket)
-        self._tally.moved(ticket, State.WAITING)
+        self._tally.left(ticket)
         self._forget_if_over(ticket.lane)
 
     def release(
@@ -155,10 +156,10 @@ class Admission:
             cost_tokens: What it cost; None if that is not known: the estimate stands.
         """
         cost = ticket.cost_tokens if cost_tokens is None else cost_tokens
-        self._lanes[ticket.lane].settle(ticket, state, cost)
-        self._tally.moved(ticket, State.ACTIVE)
-        self._tally.cost(ticket.client, cost)
-        moved = self.dispatch(ticket.lane, now_s)
+        lane = self._lanes[ticket.lane]
+        lane.settle(ticket, state, cost)
+        self._tally.ended(ticket, cost)
+        moved = self.dispatch(ticket.lane, now_s) if lane.waiting else []
         self._forget_if_over(ticket.lane)
         return moved
 
@@ -205,11 +206,7 @@ class Admission:
     def _grant(self, lane: Lane, ticket: Ticket, now_s: float) -> None:
         lane.take(ticket, now_s)
         self._shares.remove(ticket)
-        self._tally.moved(ticket, State.WAITING)
-
-    def _must_wait(self, lane_key: str) -> bool:
-        lane = self._lanes.get(lane_key)
-        return lane is not None and (lane.waiting > 0 or lane.active >= self._limit(lane_key))
+        self._tally.granted(ticket)
 
     def _make_room(self, applicant: Applicant) -> list[Ticket]:
         """Return whom a new request that has to wait pushes out: nobody, or one ticket."""
@@ -217,7 +214,7 @@ class Admission:
         own = shares.of(client)
         others_wait = shares.clients > (1 if own else 0)
         if others_wait and own >= self.settings.share:
-            self._tally.arrived(client, State.REJECTED)
+            self._tally.refused(client, State.REJECTED)
             raise ShareExceeded(
                 f"client {client!r} has {own} requests waiting, as many as one client may while others wait; "
                 "wait for their answers before sending more",
@@ -227,7 +224,7 @@ class Admission:
             return []
         last = shares.newest_of_largest() if others_wait else None
         if last is None or shares.of(last.client) < own + 2:
-            self._tally.arrived(client, State.REJECTED)
+            self._tally.refused(client, State.REJECTED)
             raise QueueFull(SERVER_BUSY, retry_after_s=self.retry_after_s(applicant.lane))
         self.leave(last, State.REJECTED)
         return [last]

@@ -23,6 +23,8 @@ import math
 from collections import defaultdict, deque
 from dataclasses import dataclass
 
+import msgspec
+
 from ollamalab.queueing.work import Work
 
 #: No server gets more at once, whatever it seems to bear.
@@ -44,6 +46,9 @@ _LAG_S = 0.02
 #: Moments of ends that are remembered.
 _ENDS = 4 * MOST
 
+#: A score that is as good as 1: another vote for its level changes nothing.
+_CERTAIN = 0.999
+
 #: Votes on the level reached until the next one is tried again: doubled by each failure.
 _PATIENCE = 8
 _MOST_PATIENCE = 64
@@ -54,8 +59,7 @@ _MOST_RATES = 40
 _REQUIRED_GAIN = 0.3
 
 
-@dataclass(eq=False, slots=True)
-class Flight:
+class Flight(msgspec.Struct, eq=False):
     """One request at the server.
 
     Attributes:
@@ -97,6 +101,7 @@ class Parallelism:
         self.active = 0
         self.learnt = 1
         self._scores: list[float | None] = [1.0]  # of levels 1, 2, 3 ...; -1 not, 1 yes, None not tried
+        self._certain = 1  # levels, from the first, whose scores are as good as 1
         self._rates: defaultdict[int, _Rate] = defaultdict(_Rate)
         self._is_judged_by_rate = False
         self._request_seconds = 0.0
@@ -114,7 +119,8 @@ class Parallelism:
 
     def sent(self, now_s: float) -> Flight:
         """Note that a request goes to the server."""
-        self._count_until(now_s)
+        self._request_seconds += self.active * (now_s - self._counted_until_s)
+        self._counted_until_s = now_s
         self.active += 1
         return Flight(self.active, now_s, self._request_seconds)
 
@@ -135,7 +141,8 @@ class Parallelism:
             now_s: When.
             work: What it tells; None if it was not answered to the end.
         """
-        self._count_until(now_s)
+        self._request_seconds += self.active * (now_s - self._counted_until_s)
+        self._counted_until_s = now_s
         self.active -= 1
         if work is not None:
             self._judge(flight, now_s, work)
@@ -177,13 +184,9 @@ class Parallelism:
     def _weigh(self, level: int, towards: float, weight: float) -> None:
         before = self.learnt
         was_on_trial = self._is_on_trial(before)
-        scores = self._scores
-        scores.extend([None] * (level - len(scores)))
-        for at in range(level) if towards > 0 else range(max(level - 1, 1), len(scores)):
-            score = scores[at] or 0.0
-            scores[at] = score + weight * (towards - score)
-        learnt = next((at for at, score in enumerate(scores) if score is None or score < 0), len(scores))
-        self.learnt = learnt
+        if towards < 0 or level > self._certain:
+            self._score(level, towards, weight)
+        learnt = self.learnt
         if learnt > before:
             self._patience = _PATIENCE
             self._open_trial(learnt)
@@ -197,8 +200,21 @@ class Parallelism:
             if self._votes_until_trial <= 0:
                 self._open_trial(learnt)
 
+    def _score(self, level: int, towards: float, weight: float) -> None:
+        """Move the scores of the levels that a vote is about; find out which hold now."""
+        scores = self._scores
+        scores.extend([None] * (level - len(scores)))
+        for at in range(level) if towards > 0 else range(max(level - 1, 1), len(scores)):
+            score = scores[at] or 0.0
+            scores[at] = score + weight * (towards - score)
+        levels = len(scores)
+        self.learnt = next((at for at, score in enumerate(scores) if score is None or score < 0), levels)
+        doubtful = (at for at, score in enumerate(scores) if score is None or score < _CERTAIN)
+        self._certain = next(doubtful, levels)
+
     def _open_trial(self, learnt: int) -> None:
         del self._scores[learnt:]
+        self._certain = min(self._certain, learnt)
         self._rates.pop(learnt + 1, None)
 
     def _judge_by_rate(self, flight: Flight, now_s: float, output_tokens: int | None) -> None:
@@ -218,7 +234,3 @@ class Parallelism:
         elif min(rate.answers, below.answers) >= _RATES:
             pays = rate.mean_log - below.mean_log >= math.log1p(_REQUIRED_GAIN / (level - 1))
             self._weigh(level, 1.0 if pays else -1.0, _VOTE)
-
-    def _count_until(self, now_s: float) -> None:
-        self._request_seconds += self.active * (now_s - self._counted_until_s)
-        self._counted_until_s = now_s

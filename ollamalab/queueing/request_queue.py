@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Protocol, Self
 
+import msgspec
+
 from ollamalab.protocol.calls import QUEUE_HEADER, Call, call_of
 from ollamalab.protocol.endpoints import Kind
 from ollamalab.protocol.upstream import Reply, Request, Sink, Upstream, pour, whole_of
@@ -158,7 +160,7 @@ class RequestQueue:
         self._wake(self._admission.release(ticket, state, now_s, cost_tokens=cost))
 
 
-class Slot:
+class Slot(msgspec.Struct, eq=False):
     """A place at the upstream.
 
     Attributes:
@@ -167,14 +169,11 @@ class Slot:
         passage: Who hears how it goes on.
     """
 
-    __slots__ = ("_is_released", "_queue", "passage", "prompt_tokens", "ticket")
-
-    def __init__(self, queue: RequestQueue, ticket: Ticket, prompt_tokens: float, passage: Passage) -> None:
-        self._queue = queue
-        self._is_released = False
-        self.ticket = ticket
-        self.prompt_tokens = prompt_tokens
-        self.passage = passage
+    _queue: RequestQueue
+    ticket: Ticket
+    prompt_tokens: float
+    passage: Passage
+    _is_released: bool = False
 
     @property
     def wait_s(self) -> float:

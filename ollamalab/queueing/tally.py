@@ -92,51 +92,59 @@ class _Client:
 
 
 class Tally:
-    """Keeps the counts."""
+    """Keeps the counts.
+
+    Attributes:
+        waiting: How many wait now.
+        active: How many hold a place now.
+    """
 
     def __init__(self) -> None:
+        self.waiting = 0
+        self.active = 0
         self._total = 0
-        self._states: Counter[State] = Counter()
+        self._over: Counter[State] = Counter()
         self._peak_waiting = 0
         self._peak_active = 0
         self._waits_s: deque[float] = deque(maxlen=_WAITS)
         self._clients: OrderedDict[str, _Client] = OrderedDict()
 
-    @property
-    def waiting(self) -> int:
-        """How many wait now."""
-        return self._states[State.WAITING]
-
-    @property
-    def active(self) -> int:
-        """How many hold a place now."""
-        return self._states[State.ACTIVE]
-
-    def arrived(self, client: str, state: State) -> None:
-        """Count a new request, which waits or is refused at once."""
-        self._total += 1
-        self._states[state] += 1
-        self._client(client).requests += 1
-
-    def admitted(self, ticket: Ticket) -> None:
+    def admitted(self, client: str) -> None:
         """Count a new request that gets its place at once."""
         self._total += 1
-        self._states[State.ACTIVE] += 1
-        client = self._client(ticket.client)
-        client.requests += 1
-        self._got_place(client, 0.0)
+        found = self._client(client)
+        found.requests += 1
+        self._got_place(found, 0.0)
 
-    def moved(self, ticket: Ticket, before: State) -> None:
-        """Count that a ticket is no longer where it was."""
-        self._states[before] -= 1
-        self._states[ticket.state] += 1
-        wait_s = ticket.wait_s
-        if ticket.state is State.ACTIVE and wait_s is not None:
-            self._got_place(self._client(ticket.client), wait_s)
+    def refused(self, client: str, state: State) -> None:
+        """Count a new request that is refused at once; ``state`` says why."""
+        self._total += 1
+        self._over[state] += 1
+        self._client(client).requests += 1
 
-    def cost(self, client: str, tokens: float) -> None:
-        """Count what an ended request cost."""
-        self._client(client).tokens += tokens
+    def queued(self, client: str) -> None:
+        """Count a new request that waits."""
+        self._total += 1
+        self.waiting += 1
+        self._client(client).requests += 1
+
+    def granted(self, ticket: Ticket) -> None:
+        """Count that one that waited has its place."""
+        self.waiting -= 1
+        self._got_place(self._client(ticket.client), ticket.wait_s or 0.0)
+
+    def left(self, ticket: Ticket) -> None:
+        """Count that one that waited is over without a place."""
+        self.waiting -= 1
+        self._over[ticket.state] += 1
+
+    def ended(self, ticket: Ticket, tokens: float) -> None:
+        """Count that one that had its place is over, and what it cost."""
+        self.active -= 1
+        self._over[ticket.state] += 1
+        client = self._clients.get(ticket.client)
+        if client is not None:  # else others have been heard of since
+            client.tokens += tokens
 
     def note_waiting(self) -> None:
         """Note how many wait, once nobody does who would get a place at once."""
@@ -148,16 +156,16 @@ class Tally:
         Args:
             limits: Places by lane.
         """
-        states = self._states
+        over = self._over
         return QueueStatistics(
             total=self._total,
-            completed=states[State.COMPLETED],
-            failed=states[State.FAILED],
-            rejected=states[State.REJECTED],
-            timed_out=states[State.TIMED_OUT],
-            cancelled=states[State.CANCELLED],
-            waiting=states[State.WAITING],
-            active=states[State.ACTIVE],
+            completed=over[State.COMPLETED],
+            failed=over[State.FAILED],
+            rejected=over[State.REJECTED],
+            timed_out=over[State.TIMED_OUT],
+            cancelled=over[State.CANCELLED],
+            waiting=self.waiting,
+            active=self.active,
             peak_waiting=self._peak_waiting,
             peak_active=self._peak_active,
             wait=summarise(self._waits_s),
@@ -166,9 +174,9 @@ class Tally:
         )
 
     def _got_place(self, client: _Client, wait_s: float) -> None:
-        active = self._states[State.ACTIVE]
-        if active > self._peak_active:
-            self._peak_active = active
+        self.active += 1
+        if self.active > self._peak_active:
+            self._peak_active = self.active
         self._waits_s.append(wait_s)
         client.served += 1
         client.wait_s += wait_s

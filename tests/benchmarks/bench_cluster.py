@@ -45,7 +45,7 @@ from gateway_service import Reply, gateway  # type: ignore[import-not-found]
 
 from ollamalab import host
 from ollamalab.cluster import Cluster, Member
-from ollamalab.cluster.booking import Booking
+from ollamalab.cluster.booking import book
 from ollamalab.compare import Metric, Visit, blocks_for_pairs, compare_arms, design
 from ollamalab.connection import ConnectionSettings, OllamaConnection, new_event_loop
 from ollamalab.gateway.progress import Progress
@@ -117,8 +117,9 @@ async def decisions(rounds: int) -> dict[str, Row]:
             for call in calls:
                 candidates = cluster._roster.pool(key, 0.0).candidates
                 member = cluster._choose(call, key, 128.0, candidates)
-                booking = Booking(
-                    cluster._roster, member, call, tokens=128.0, tried=(), clock=time.perf_counter
+                clock = time.perf_counter
+                booking = book(
+                    cluster._roster, member, call, now_s=clock(), tokens=128.0, tried=(), clock=clock
                 )
                 booking.release()
             if number:  # the first warms
