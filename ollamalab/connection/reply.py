@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import msgspec
+
 from ollamalab.errors import UpstreamError
 from ollamalab.protocol.upstream import Sink
 
@@ -28,7 +30,7 @@ _MOMENT_S = 0.002
 _TIMER_S = 0.001
 
 
-class HttpReply:
+class HttpReply(msgspec.Struct, eq=False):
     """A reply over HTTP whose body is still arriving; one reader.
 
     Its wire fills it (``begin``, ``add``, ``end``, ``fail``, then ``wake`` once per read); it outlives
@@ -39,6 +41,8 @@ class HttpReply:
         status: HTTP status.
         headers: Names in lower case, those of the hop left out; of a repeated header, all values joined
             by ", ".
+        whole: The body, once all of it has come in one piece, if nothing of it was taken; ``chunks`` gives
+            it no less.
         connected_s: When a new connection stood (``time.perf_counter``), TLS included; None on a reused one.
         sent_end_s: When the last byte of the request had been handed to the socket; None while it has not.
         received_s: When the socket gave what was returned last: the head, then each chunk. Free of the
@@ -50,52 +54,28 @@ class HttpReply:
         waiting_since_s: Since when the reader waits for a byte; None while it does not.
     """
 
-    __slots__ = (
-        "_call",
-        "_error",
-        "_held",
-        "_is_gathered",
-        "_is_read",
-        "_lag",
-        "_rest",
-        "_rest_until_s",
-        "_sink",
-        "_waiter",
-        "_wire",
-        "connected_s",
-        "failure",
-        "headers",
-        "held_bytes",
-        "is_ended",
-        "is_started",
-        "received_s",
-        "sent_end_s",
-        "status",
-        "waiting_since_s",
-    )
-
-    def __init__(self, wire: Wire, *, connected_s: float | None, call: Call | None = None) -> None:
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        self.connected_s = connected_s
-        self.sent_end_s: float | None = None
-        self.received_s = 0.0
-        self.failure: UpstreamError | None = None
-        self.held_bytes = 0
-        self.is_ended = False
-        self.waiting_since_s: float | None = None
-        self._call = call
-        self._held: deque[tuple[float, bytes]] = deque()
-        self._is_gathered = False
-        self._is_read = False
-        self._error: Exception | None = None  # of the sink
-        self._lag: asyncio.Future[None] | None = None
-        self._rest: asyncio.TimerHandle | None = None
-        self._rest_until_s = 0.0
-        self._sink: Sink | None = None
-        self.is_started = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._wire = wire
+    _wire: Wire
+    connected_s: float | None
+    _call: Call | None = None
+    status: int = 0
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+    whole: bytes | None = None
+    sent_end_s: float | None = None
+    received_s: float = 0.0
+    failure: UpstreamError | None = None
+    held_bytes: int = 0
+    is_started: bool = False
+    is_ended: bool = False
+    waiting_since_s: float | None = None
+    _held: deque[tuple[float, bytes]] = msgspec.field(default_factory=deque)
+    _is_gathered: bool = False
+    _is_read: bool = False
+    _error: Exception | None = None  # of the sink
+    _lag: asyncio.Future[None] | None = None
+    _rest: asyncio.TimerHandle | None = None
+    _rest_until_s: float = 0.0
+    _sink: Sink | None = None
+    _waiter: asyncio.Future[None] | None = None
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Give the body as it arrives: what one read brought is one chunk.
@@ -104,7 +84,7 @@ class HttpReply:
             UpstreamTimeout: No byte within the progress timeout.
             BadReply: The body broke off.
         """
-        self._is_read = True
+        self._is_read, self.whole = True, None
         held = self._held
         while True:
             while held:
@@ -123,7 +103,7 @@ class HttpReply:
             UpstreamTimeout: No byte within the progress timeout.
             BadReply: The body broke off.
         """
-        self._is_read = True
+        self._is_read, self.whole = True, None
         held = self._held
         while True:
             while held:
@@ -145,13 +125,6 @@ class HttpReply:
             if self._lag is not None:
                 lag, self._lag = self._lag, None
                 await lag
-
-    @property
-    def whole(self) -> bytes | None:
-        """The body, if all of it has come and nothing of it was taken; ``chunks`` gives it no less."""
-        if self._is_read or not self.is_ended or self.failure is not None or len(self._held) > 1:
-            return None
-        return self._held[0][1] if self._held else b""
 
     async def __aenter__(self) -> Self:
         return self
@@ -199,6 +172,9 @@ class HttpReply:
     def end(self) -> None:
         """Take note that the body is whole."""
         self.is_ended = True
+        held = self._held
+        if not self._is_read and len(held) < 2:
+            self.whole = held[0][1] if held else b""
         self.wake()
 
     def fail(self, failure: UpstreamError) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
@@ -23,6 +24,8 @@ MAX_HEAD_BYTES = 64 * 1024
 
 #: A body up to here leaves in one piece with its head, for the price of a copy.
 _JOINED_BYTES = 64 * 1024
+
+_SHORT_BYTES = 256  # of a header's value, to be remembered
 
 _INTERIM = range(100, 200)  # 100 Continue, 103 Early Hints: the head of the reply is still to come
 
@@ -104,7 +107,7 @@ class Wire(asyncio.Protocol):
             is_head_only: Whether the method is HEAD: a reply without a body, whatever its headers say.
             call: Says when the reader of the reply wants to rest.
         """
-        reply = HttpReply(self, connected_s=None if self.is_used else self.connected_s, call=call)
+        reply = HttpReply(self, None if self.is_used else self.connected_s, call)
         self.is_used = True
         transport = self._transport
         if transport is None:  # it closed on its way to us
@@ -221,8 +224,9 @@ class Wire(asyncio.Protocol):
         """Keep a header; trailers are dropped."""
         if self._is_begun:
             return
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" \t")
-        fields = self._hop_headers if key in HOP_HEADERS else self._headers
+        is_short = len(value) <= _SHORT_BYTES
+        key, text, is_hop = _field(name, value) if is_short else _field_of(name, value)
+        fields = self._hop_headers if is_hop else self._headers
         fields[key] = f"{fields[key]}, {text}" if key in fields else text
 
     def on_headers_complete(self) -> None:
@@ -304,3 +308,13 @@ class Wire(asyncio.Protocol):
             self._watch(self._progress_timeout_s - silent_s)
         else:
             self._fail(self._blame.no_progress())
+
+
+def _field_of(name: bytes, value: bytes) -> tuple[str, str, bool]:
+    """Return name, value, and whether it is a header of this hop."""
+    key = name.decode("latin-1").lower()
+    return key, value.decode("latin-1").rstrip(" \t"), key in HOP_HEADERS
+
+
+#: A server sends mostly the same headers.
+_field = lru_cache(maxsize=1024)(_field_of)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -105,7 +105,9 @@ class Gateway:
         """Answer one request; cancelled when its client hangs up."""
         exchange = Exchange(incoming, outgoing)
         try:
-            await self._answer(incoming, exchange)
+            answering = self._answer(incoming, exchange)
+            if answering is not None:
+                await answering
         except OllamaLabError as error:
             fail(error, exchange, is_openai=incoming.target.startswith("/v1/"))
         except RecursionError:  # what could just be read is too deep to be written again
@@ -118,13 +120,14 @@ class Gateway:
         finally:
             self._observe(exchange.served())
 
-    async def _answer(self, incoming: Incoming, exchange: Exchange) -> None:
+    def _answer(self, incoming: Incoming, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
+        """Return what answers a request through the parts; None if it has been answered here."""
         if incoming.problem is not None:
             raise incoming.problem
         way = self._way_of(incoming.method, incoming.target, tuple(incoming.headers.items()))
         if way is None:
             self._answer_here(incoming, exchange)
-            return
+            return None
         exchange.cors = way.cors
         call = exchange.call = read_call(
             way.heading,
@@ -140,7 +143,7 @@ class Gateway:
             body=incoming.body,
             call=call,
         )
-        await self._relay.answer(request, exchange)
+        return self._relay.answer(request, exchange)
 
     def _answer_here(self, incoming: Incoming, exchange: Exchange) -> None:
         """Answer what does not go to the parts.

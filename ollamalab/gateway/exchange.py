@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
+
+import msgspec
 
 from ollamalab.errors import OllamaLabError
 from ollamalab.gateway.served import OWN_PATHS, Ending, Served
@@ -13,33 +16,32 @@ from ollamalab.protocol.calls import CACHE_HEADER, Call
 from ollamalab.protocol.endpoints import endpoint_of
 from ollamalab.protocol.lines import StreamTail
 
-#: Of an upstream's reply: made anew on this hop, or ours to say.
-_OWN_HEADERS = frozenset(
-    ("connection", "content-length", "date", "keep-alive", "proxy-connection", "server", "trailer")
-) | {"transfer-encoding", "upgrade"}
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """Writes one answer and notes what the log and the metrics will want.
 
-    Args:
+    Attributes:
         incoming: The request.
-        outgoing: Where its answer goes.
+        call: What it means; None while that has not been read.
+        cors: Headers added to the answer, whatever it is.
+        tail: Of a stream that passes line by line.
+        length: Bytes of the body, as its client was told; None if it was not.
     """
 
-    def __init__(self, incoming: Incoming, outgoing: Outgoing) -> None:
-        self.incoming = incoming
-        self.call: Call | None = None
-        self.cors: Mapping[str, str] = {}  #: added to the answer, whatever it is
-        self.tail: StreamTail | None = None  #: of a stream that passes line by line
-        self.length: int | None = None  #: of the body, as its client was told
-        self._outgoing = outgoing
-        self._status: int | None = None
-        self._error: str | None = None
-        self._ending = Ending.CLIENT_GONE  # until something better is known
-        self._cache: str | None = None
-        self._first_byte_s: float | None = None
-        self._body_bytes = 0
+    incoming: Incoming
+    _outgoing: Outgoing
+    call: Call | None = None
+    cors: Mapping[str, str] = _NO_HEADERS
+    tail: StreamTail | None = None
+    length: int | None = None
+    _status: int | None = None
+    _error: str | None = None
+    _ending: Ending = Ending.CLIENT_GONE  # until something better is known
+    _cache: str | None = None
+    _first_byte_s: float | None = None
+    _body_bytes: int = 0
 
     @property
     def is_started(self) -> bool:
@@ -56,16 +58,15 @@ class Exchange:
 
         Args:
             status: HTTP status.
-            headers: Of the reply, names in lower case; those of its hop are left out.
+            headers: Of the reply, names in lower case; those of its hop are left out. Ours are added.
             length: Bytes of the body; None if they will be known at its end.
         """
         self._cache = headers.get(CACHE_HEADER)
-        passed = {name: value for name, value in headers.items() if name not in _OWN_HEADERS}
         if self.cors:
-            passed.update((name.lower(), value) for name, value in self.cors.items())
+            headers = {**headers, **{name.lower(): value for name, value in self.cors.items()}}
         self._status, self.length = status, length
         self._first_byte_s = time.perf_counter()
-        self._outgoing.start(status, passed, length=length)
+        self._outgoing.start(status, headers, length=length)
 
     def write(self, data: bytes) -> None:
         """Write a part of the body."""

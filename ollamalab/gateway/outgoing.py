@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from ollamalab.gateway.incoming import Incoming
 
 _NO_CONTENT, _NOT_MODIFIED = 204, 304
+
+#: Of an upstream's reply: made anew on this hop, or ours to say.
+_OWN_HEADERS = frozenset(
+    ("connection", "content-length", "date", "keep-alive", "proxy-connection", "server", "trailer")
+) | {"transfer-encoding", "upgrade"}
+
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 s
 
 
@@ -60,7 +66,7 @@ class Outgoing:
 
         Args:
             status: From 200 on.
-            headers: Without those of the hop: connection, date, keep-alive, lengths and codings.
+            headers: Names in lower case; those of the hop are left out.
             length: Bytes of the body; None if its end will tell.
 
         Raises:
@@ -68,8 +74,9 @@ class Outgoing:
         """
         if self.is_started:
             raise RuntimeError("this answer has its status already")
-        block = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode("latin-1")
-        if block.count(b"\n") != len(headers) or block.count(b"\r") != len(headers):
+        lines = [f"{name}: {value}\r\n" for name, value in headers.items() if name not in _OWN_HEADERS]
+        block = "".join(lines).encode("latin-1")
+        if block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines):
             raise ValueError("a header with a line break in it")
         self.is_started = True
         framing = self._frame(status, length)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 from ollamalab.batching import BatchTally, StreamBatcher
 from ollamalab.cache.policy import refuse_if_only_cached
@@ -43,36 +44,45 @@ class Relay:
 
     async def answer(self, request: Request, exchange: Exchange) -> None:
         """Answer one request; what the parts raise becomes an answer too."""
-        call = call_of(request)
+        call = request.call or call_of(request)
         try:
+            if call.cache_control and not self._has_cache:
+                refuse_if_only_cached(call)
             if call.deadline_s is None:
-                await self._pass(request, call, exchange)
+                rest = self._begin(await self._upstream.send(request), request, call, exchange)
+                if rest is not None:
+                    await rest
             else:
-                await self._pass_in_time(request, call, exchange, call.deadline_s)
+                await self._answer_in_time(request, call, exchange, call.deadline_s)
         except OllamaLabError as error:
             headers: dict[str, str] = {}
             self._explain(headers, call, exchange)
             fail(error, exchange, is_openai=call.endpoint.is_openai, headers=headers)
 
-    async def _pass_in_time(
+    async def _answer_in_time(
         self, request: Request, call: Call, exchange: Exchange, deadline_s: float
     ) -> None:
         try:
             async with asyncio.timeout(max(0.0, deadline_s - time.perf_counter())):
-                await self._pass(request, call, exchange)
+                rest = self._begin(await self._upstream.send(request), request, call, exchange)
+                if rest is not None:
+                    await rest
         except TimeoutError as error:
             raise WaitTimeout(_PAST_ITS_DEADLINE) from error
 
-    async def _pass(self, request: Request, call: Call, exchange: Exchange) -> None:
-        if call.cache_control and not self._has_cache:
-            refuse_if_only_cached(call)
-        reply = await self._upstream.send(request)
+    def _begin(
+        self, reply: Reply, request: Request, call: Call, exchange: Exchange
+    ) -> Coroutine[Any, Any, None] | None:
+        """Pass a reply on that has come whole; return what passes on another."""
         is_stream = call.is_stream and call.endpoint.kind is Kind.GENERATION and reply.status == _OK
         body = None if is_stream or request.method == "HEAD" else whole_of(reply)
-        if body is not None:
-            self._explain(reply.headers, call, exchange)
-            exchange.whole(reply.status, reply.headers, body)
-            return
+        if body is None:
+            return self._pass(reply, call, exchange, is_stream=is_stream)
+        self._explain(reply.headers, call, exchange)
+        exchange.whole(reply.status, reply.headers, body)
+        return None
+
+    async def _pass(self, reply: Reply, call: Call, exchange: Exchange, *, is_stream: bool) -> None:
         async with reply:
             self._explain(reply.headers, call, exchange)
             # Of a stream no length is announced, so that an error can always be its last line.

@@ -18,6 +18,8 @@ OWN_PATHS = (HEALTH_PATH, STATUS_PATH, METRICS_PATH)
 class Ending(StrEnum):
     """How a request ended, as its client saw it."""
 
+    __hash__ = str.__hash__  # Enum's own is Python code, and endings are counted on every request
+
     WHOLE = "whole"  #: answered to the end, with whatever status
     BROKEN = "broken"  #: began well, then broke off
     CLIENT_GONE = "client_gone"  #: the client hung up or read too slowly

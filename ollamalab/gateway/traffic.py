@@ -8,7 +8,7 @@ import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 
-from ollamalab.gateway.served import Served
+from ollamalab.gateway.served import Ending, Served
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,6 @@ class Traffic:
     """Sums up what was served.
 
     Attributes:
-        requests: Count by path, status ("none" if the client was gone before there was one) and ending.
         body_bytes: Bytes of answers' bodies.
         first_byte: Until the first byte of inference answers, by what the cache had to do with them; without
             refusals, a flood of which takes no time and would hide how long answers take.
@@ -51,24 +50,34 @@ class Traffic:
     """
 
     def __init__(self, *, logs_requests: bool = False) -> None:
-        self.requests: Counter[tuple[str, str, str]] = Counter()
+        self._requests: Counter[tuple[str, int | None, Ending]] = Counter()
         self.body_bytes = 0
         self.first_byte: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.e2e: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.queue_wait = Histogram()
         self._logs_requests = logs_requests
 
+    @property
+    def requests(self) -> Counter[tuple[str, str, str]]:
+        """Count by path, status ("none" if the client was gone before there was one) and ending."""
+        return Counter(
+            {
+                (path, "none" if status is None else str(status), ending.value): count
+                for (path, status, ending), count in self._requests.items()
+            }
+        )
+
     def observe(self, served: Served) -> None:
         """Count a request that is over; log it if it was inference and that is wanted."""
-        status = "none" if served.status is None else str(served.status)
-        self.requests[served.path, status, served.ending.value] += 1
+        status, cache = served.status, served.cache
+        self._requests[served.path, status, served.ending] += 1
         self.body_bytes += served.body_bytes
-        if served.cache is None:
+        if cache is None:
             return
-        if served.status is None or served.status < _REFUSALS:
+        if status is None or status < _REFUSALS:
             if served.first_byte_s is not None:
-                self.first_byte[served.cache].add(served.first_byte_s)
-            self.e2e[served.cache].add(served.e2e_s)
+                self.first_byte[cache].add(served.first_byte_s)
+            self.e2e[cache].add(served.e2e_s)
         if served.queue_s is not None:
             self.queue_wait.add(served.queue_s)
         if self._logs_requests:

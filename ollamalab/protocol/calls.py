@@ -94,8 +94,12 @@ class Call(msgspec.Struct, kw_only=True):
     @property
     def num_predict(self) -> int | None:
         """Tokens asked for at most; None if open-ended or unreadable."""
-        endpoint = self.endpoint
-        value = (self.fields if endpoint.is_openai else self.options).get(endpoint.limit_field)
+        endpoint, fields = self.endpoint, self.fields
+        if not endpoint.is_openai:
+            fields = fields.get("options")
+            if not isinstance(fields, dict):
+                return None
+        value = fields.get(endpoint.limit_field)
         return int(value) if isinstance(value, int | float) and value > 0 else None
 
 

@@ -68,7 +68,7 @@ class FixedCapacity:
 
     def begin(self, lane: str, now_s: float) -> Passage:  # noqa: ARG002
         """Return something that does not listen."""
-        return _DEAF
+        return DEAF
 
     def limits(self) -> Mapping[str, int]:
         """Return nothing: there is nothing to learn."""
@@ -107,7 +107,8 @@ class _Deaf:
         pass
 
 
-_DEAF = _Deaf()
+#: Hears nothing.
+DEAF: Passage = _Deaf()
 _UNKNOWN = Parallelism()
 
 

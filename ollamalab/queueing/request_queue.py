@@ -14,11 +14,11 @@ from typing import Protocol, Self
 
 import msgspec
 
-from ollamalab.protocol.calls import QUEUE_HEADER, Call, call_of
+from ollamalab.protocol.calls import QUEUE_HEADER, QUEUED, Call, call_of
 from ollamalab.protocol.endpoints import Kind
 from ollamalab.protocol.upstream import Reply, Request, Sink, Upstream, pour, whole_of
 from ollamalab.queueing.admission import Admission, Applicant
-from ollamalab.queueing.capacity import Capacity, Passage, capacity_of
+from ollamalab.queueing.capacity import DEAF, Capacity, Passage, capacity_of
 from ollamalab.queueing.cost import cost_tokens, expected_output_tokens, expected_prompt_tokens
 from ollamalab.queueing.event_meter import meter_of, work_of_answer
 from ollamalab.queueing.tally import QueueStatistics
@@ -27,6 +27,8 @@ from ollamalab.queueing.work import NO_WORK, NOTHING_TOLD, Work
 from ollamalab.settings.queueing import QueueSettings
 
 _OK = 200
+_ACTIVE = State.ACTIVE
+_GENERATION = Kind.GENERATION
 
 
 class RequestQueue:
@@ -63,6 +65,13 @@ class RequestQueue:
             ShareExceeded: No room for more requests of this client.
             WaitTimeout: No place came free in time, or before the call's deadline.
         """
+        slot = self.arrive(call)
+        if slot.ticket.state is not _ACTIVE:
+            await self.served(slot, call)
+        return slot
+
+    def arrive(self, call: Call) -> Slot:
+        """Take a request in; if its slot has no place yet, ``served`` waits for one. Raises as ``enter``."""
         admission, lane = self._admission, call.model_key
         prompt_tokens = expected_prompt_tokens(call)
         output_tokens = expected_output_tokens(call, admission.history.output_tokens(lane))
@@ -79,14 +88,26 @@ class RequestQueue:
         )
         if moved:
             self._wake(moved)
+        slot = Slot(self, ticket, prompt_tokens)
+        if ticket.state is _ACTIVE:
+            self._seat(slot, call, now_s)
+        return slot
+
+    async def served(self, slot: Slot, call: Call) -> None:
+        """Wait until a slot has its place; raises as ``enter``."""
+        ticket = slot.ticket
         if ticket.state is State.WAITING:
             await self._wait(ticket)
-            now_s = self._clock()
-        call.ledger["queue"] = now_s - ticket.arrived_s
-        if ticket.state is not State.ACTIVE:
-            raise admission.refusal(ticket, now_s)
-        passage = call.passage = self._capacity.begin(lane, now_s)
-        return Slot(self, ticket, prompt_tokens, passage)
+        now_s = self._clock()
+        if ticket.state is not _ACTIVE:
+            call.ledger[QUEUED] = now_s - ticket.arrived_s
+            raise self._admission.refusal(ticket, now_s)
+        self._seat(slot, call, now_s)
+
+    def _seat(self, slot: Slot, call: Call, now_s: float) -> None:
+        ticket = slot.ticket
+        call.ledger[QUEUED] = now_s - ticket.arrived_s
+        slot.passage = call.passage = self._capacity.begin(ticket.lane, now_s)
 
     @asynccontextmanager
     async def slot(self, call: Call) -> AsyncIterator[Slot]:
@@ -172,7 +193,7 @@ class Slot(msgspec.Struct, eq=False):
     _queue: RequestQueue
     ticket: Ticket
     prompt_tokens: float
-    passage: Passage
+    passage: Passage = DEAF
     _is_released: bool = False
 
     @property
@@ -223,10 +244,12 @@ class QueuedUpstream:
             WaitTimeout: No place came free in time, or before the call's deadline.
             UpstreamError: As the upstream raises it.
         """
-        call = call_of(request)
-        if call.endpoint.kind is not Kind.GENERATION or not call.model_key:
+        call = request.call or call_of(request)
+        if call.endpoint.kind is not _GENERATION or not call.model_key:
             return await self._upstream.send(request)
-        slot = await self.queue.enter(call)
+        slot = self.queue.arrive(call)
+        if slot.ticket.state is not _ACTIVE:
+            await self.queue.served(slot, call)
         try:
             reply = await self._upstream.send(request)
         except BaseException as error:
