@@ -125,7 +125,7 @@ class Booking(msgspec.Struct, eq=False):
             self.member.failures[kind.value] += 1
 
     def ended(self, state: State, work: Work | None) -> None:
-        """Say that an answer that came whole has left the member; ``state`` and ``work`` as in ``release``."""
+        """Say that an answer that came whole has left the member; takes what ``release`` takes."""
         self.release(state, work)
         self.judge(Verdict.LOST if self._has_broken else _ANSWERED)
 

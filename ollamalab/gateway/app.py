@@ -178,9 +178,7 @@ class Gateway:
         except RequestRefused:
             return None
 
-    def _foreign(
-        self, method: str, headers: Mapping[str, str]
-    ) -> tuple[Mapping[str, str], Whole | None]:
+    def _foreign(self, method: str, headers: Mapping[str, str]) -> tuple[Mapping[str, str], Whole | None]:
         """Return what a page is told, and the answer to a foreign one, or to one that asks beforehand."""
         host, origin = headers.get("host", ""), headers.get("origin")
         cors = self._rules.cors_headers(origin, host)

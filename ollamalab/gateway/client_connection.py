@@ -67,6 +67,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_handler",
         "_held",
+        "_is_busy",
         "_is_half_closed",
         "_is_lingering",
         "_is_over",
@@ -80,6 +81,7 @@ class ClientConnection(asyncio.Protocol):
         "_taken_bytes",
         "_task",
         "_unblocked",
+        "_wanted",
         "is_blocked",
         "is_lost",
         "status_and_date",
@@ -99,7 +101,9 @@ class ClientConnection(asyncio.Protocol):
         self._handler = server.handler
         self._limits = server.limits
         self._loop = loop
-        self._task: asyncio.Task[None] | None = None
+        self._is_busy = False
+        self._task: asyncio.Task[None] | None = None  # answers one request after the other
+        self._wanted: asyncio.Future[Incoming] | None = None  # what it waits for when it has none
         self._held: list[bytes] = []
         self._unblocked: asyncio.Future[None] | None = None
         self._is_half_closed = False
@@ -111,7 +115,7 @@ class ClientConnection(asyncio.Protocol):
     @property
     def is_busy(self) -> bool:
         """Whether a request is being answered."""
-        return self._task is not None
+        return self._is_busy
 
     @property
     def is_stopping(self) -> bool:
@@ -143,7 +147,7 @@ class ClientConnection(asyncio.Protocol):
         self._read_s = time.perf_counter()
         reader = self._reader
         reader.feed(data, self._read_s)
-        if self._task is None:
+        if not self._is_busy:
             if reader.ready:
                 self._answer()
             elif reader.wants_continue:
@@ -154,21 +158,19 @@ class ClientConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has hung up, or sends no more and may read on; the module says what that means."""
         self._is_half_closed = True
-        task = self._task
-        if task is None:
+        if not self._is_busy:
             return False
         if not self._reader.ready:
-            self._loop.call_soon(task.cancel)  # after its first step, which is in the loop's queue before
+            self._loop.call_soon(self._cancel)  # after its first step, which is in the loop's queue before
         return True
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Cancel whatever was being answered."""
         self.is_lost = self._is_over = True
         self._reader.ready.clear()
-        if self._task is None:
+        if not self._is_busy:
             self._server.forget(self)
-        else:
-            self._task.cancel()
+        self._cancel()
 
     def pause_writing(self) -> None:
         """Note that the client is far behind."""
@@ -213,13 +215,12 @@ class ClientConnection(asyncio.Protocol):
 
     def finish(self) -> None:
         """Close after the answer that is being given."""
-        if self._task is None and not self._is_lingering:
+        if not self._is_busy and not self._is_lingering:
             self.transport.close()
 
     def cut(self) -> None:
         """Close now, and give up what is being answered."""
-        if self._task is not None:
-            self._task.cancel()
+        self._cancel()
         self.drop()
 
     def drop(self) -> None:
@@ -233,7 +234,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._is_too_slow(now_s):
             self.drop()
-        elif self._task is not None:
+        elif self._is_busy:
             return
         elif self._is_lingering:
             if now_s - self._quiet_since_s > self._limits.linger_s:
@@ -279,43 +280,58 @@ class ClientConnection(asyncio.Protocol):
         return now_s - self._slow_since_s > timeout_s
 
     def _answer(self) -> None:
-        self._task = self._loop.create_task(self._serve(self._reader.ready.popleft()))
+        """Have the next request answered; all of a connection by one task, since a new one costs more."""
+        incoming = self._reader.ready.popleft()
+        self._is_busy = True
+        if self._wanted is not None:
+            self._wanted.set_result(incoming)
+        else:
+            self._task = self._loop.create_task(self._serve(incoming))
 
     async def _serve(self, incoming: Incoming) -> None:
-        """Answer a request, and those that wait behind it by then."""
+        """Answer a request, those that wait behind it by then, and those that come later."""
         waiting = self._reader.ready
-        outgoing = Outgoing(self, incoming)
-        try:
-            while True:
-                try:
-                    await self._handler(incoming, outgoing)
-                    if not outgoing.is_over:
-                        raise RuntimeError("the handler left its answer unfinished")
-                except Exception:
-                    logger.exception("event=handler_failed method=%s", incoming.method)
-                    _give_up(outgoing)
-                if not waiting or self._is_at_end(outgoing):
-                    break
-                incoming = waiting.popleft()
-                outgoing = Outgoing(self, incoming)
-                if not waiting:
-                    self._read_on()
-        finally:
-            self._rest(incoming, outgoing)
+        while True:
+            outgoing = Outgoing(self, incoming)
+            try:
+                while True:
+                    try:
+                        await self._handler(incoming, outgoing)
+                        if not outgoing.is_over:
+                            raise RuntimeError("the handler left its answer unfinished")
+                    except Exception:
+                        logger.exception("event=handler_failed method=%s", incoming.method)
+                        _give_up(outgoing)
+                    if not waiting or self._is_at_end(outgoing):
+                        break
+                    incoming = waiting.popleft()
+                    outgoing = Outgoing(self, incoming)
+                    if not waiting:
+                        self._read_on()
+            finally:
+                self._rest(incoming, outgoing)
+            self._wanted = self._loop.create_future()
+            incoming = await self._wanted
+            self._wanted = None
+
+    def _cancel(self) -> None:
+        """Give up what is being answered; the connection is then over, too."""
+        if self._task is not None:
+            self._task.cancel()
 
     def _is_at_end(self, outgoing: Outgoing) -> bool:
         return outgoing.closes or self.is_lost or self._server.is_stopping
 
     def _read_on(self) -> None:
         """Read again, now that nothing waits behind the request whose turn it is."""
-        if self._is_half_closed and self._task is not None:
-            self._loop.call_soon(self._task.cancel)
+        if self._is_half_closed:
+            self._loop.call_soon(self._cancel)
         elif not self.transport.is_closing():
             self.transport.resume_reading()
 
     def _rest(self, incoming: Incoming, outgoing: Outgoing) -> None:
         """Turn to what follows the last answer: the next request, or the end."""
-        self._task = None
+        self._is_busy = False
         self._quiet_since_s = time.perf_counter()
         if self._is_over:
             self._server.forget(self)

@@ -76,6 +76,8 @@ class RequestReader:
         "_is_http_1_0",
         "_is_last",
         "_limits",
+        "_max_header_bytes",
+        "_max_headers",
         "_method",
         "_now_s",
         "_parser",
@@ -102,6 +104,8 @@ class RequestReader:
         self.is_over = False
         self.began_s = 0.0
         self._limits = limits
+        self._max_header_bytes = limits.max_header_bytes
+        self._max_headers = limits.max_headers
         self._peer = peer
         self._now_s = 0.0
         self._head_again = b""
@@ -118,7 +122,7 @@ class RequestReader:
         try:
             self._parse(data)
             # What llhttp and httptools hold of a header, trailer or chunk line that does not end.
-            if self._silent_bytes > self._limits.max_header_bytes:
+            if self._silent_bytes > self._max_header_bytes:
                 raise self._headers_too_large()
         except HttpParserCallbackError as error:
             if not isinstance(error.__context__, RequestRefused):
@@ -163,18 +167,18 @@ class RequestReader:
             self.is_inside = True
             self.began_s = self._now_s
             self._target = url
-        if len(self._target) > self._limits.max_header_bytes:
-            limit = self._limits.max_header_bytes
+        if len(self._target) > self._max_header_bytes:
+            limit = self._max_header_bytes
             raise RequestRefused(_TARGET_TOO_LONG, f"the request's target has more than {limit} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer."""
         self._head_bytes += len(name) + len(value) + 4
         self._header_count += 1
-        if self._head_bytes > self._limits.max_header_bytes:
+        if self._head_bytes > self._max_header_bytes:
             raise self._headers_too_large()
-        if self._header_count > self._limits.max_headers:
-            limit = self._limits.max_headers
+        if self._header_count > self._max_headers:
+            limit = self._max_headers
             raise RequestRefused(_HEADERS_TOO_LARGE, f"the request has more than {limit} headers")
         if self.has_head:
             return  # a trailer

@@ -130,7 +130,11 @@ class Progress:
             limit_s=self._least_limit_s if names_model else self._request_timeout_s,
             may_load=names_model,
         )
-        wait.begin(self._clock(), self._add(wait))
+        self._waits.add(wait)
+        if self._timer is None or self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._set_timer(self._loop)
+        wait.begin(self._clock(), self._loop)
         try:
             reply = await self._upstream.send(request)
         except BaseException as error:
@@ -195,14 +199,6 @@ class Progress:
     def leave(self, wait: _Wait) -> None:
         """Watch a reply no longer."""
         self._waits.discard(wait)
-
-    def _add(self, wait: _Wait) -> asyncio.AbstractEventLoop:
-        """Watch a wait; return the loop on which."""
-        self._waits.add(wait)
-        if self._timer is None or self._loop is None:
-            self._loop = asyncio.get_running_loop()
-            self._set_timer(self._loop)
-        return self._loop
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         interval_s = min(_SWEEP_INTERVAL_S, self._request_timeout_s / 4, self._load_timeout_s / 4)

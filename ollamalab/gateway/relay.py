@@ -13,13 +13,14 @@ from ollamalab.errors import BadReply, OllamaLabError, WaitTimeout
 from ollamalab.gateway.exchange import Exchange
 from ollamalab.gateway.failures import error_line, failure_of
 from ollamalab.gateway.framing import write_frames
-from ollamalab.protocol.calls import CACHE_HEADER, QUEUE_HEADER, TIMING_HEADER, Call, call_of
+from ollamalab.protocol.calls import CACHE_HEADER, QUEUE_HEADER, QUEUED, TIMING_HEADER, Call, call_of
 from ollamalab.protocol.endpoints import Kind
 from ollamalab.protocol.lines import StreamTail
 from ollamalab.protocol.upstream import Reply, Request, Upstream, pour, whole_of
 from ollamalab.settings import BatchSettings
 
 _OK = 200
+_SHOWN_S = 0.000_005  # less is 0.00 ms
 _PAST_ITS_DEADLINE = "the deadline of this request passed; see X-Ollamalab-Deadline-Ms"
 
 
@@ -109,13 +110,13 @@ class Relay:
         """Add what the gateway says on inference replies, its own errors included."""
         if not call.endpoint.names_model:
             return
-        timing = ""
         if CACHE_HEADER not in headers:
             headers[CACHE_HEADER] = call.cache_outcome or self._no_cache_word
         if QUEUE_HEADER not in headers:
-            headers[QUEUE_HEADER] = f"{call.ledger.get('queue', 0.0) * 1000:.1f}"
+            headers[QUEUE_HEADER] = f"{call.ledger.get(QUEUED, 0.0) * 1000:.1f}"
+        timing = ""
         for part, seconds in call.ledger.items():
-            timing += f"{part};dur={seconds * 1000:.2f}, "
+            timing += f"{part};dur={seconds * 1000:.2f}, " if seconds >= _SHOWN_S else f"{part};dur=0.00, "
         total_s = time.perf_counter() - exchange.incoming.received_s
         headers[TIMING_HEADER] = f"{timing}total;dur={total_s * 1000:.2f}"
 

@@ -94,12 +94,9 @@ class Call(msgspec.Struct, kw_only=True):
     @property
     def num_predict(self) -> int | None:
         """Tokens asked for at most; None if open-ended or unreadable."""
-        endpoint, fields = self.endpoint, self.fields
-        if not endpoint.is_openai:
-            fields = fields.get("options")
-            if not isinstance(fields, dict):
-                return None
-        value = fields.get(endpoint.limit_field)
+        endpoint = self.endpoint
+        holder = self.fields if endpoint.is_openai else self.fields.get("options")
+        value = holder.get(endpoint.limit_field) if isinstance(holder, dict) else None
         return int(value) if isinstance(value, int | float) and value > 0 else None
 
 

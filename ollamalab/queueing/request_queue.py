@@ -256,7 +256,8 @@ class QueuedUpstream:
             state = state_after(error)
             slot.release(state, NO_WORK if state is State.FAILED else None)
             raise
-        reply.headers[QUEUE_HEADER] = f"{slot.wait_s * 1000:.1f}"
+        wait_s = slot.wait_s
+        reply.headers[QUEUE_HEADER] = f"{wait_s * 1000:.1f}" if wait_s else "0.0"
         return metered(reply, call, slot)
 
 
