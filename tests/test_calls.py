@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ollamalab.errors import RequestRefused
-from ollamalab.protocol.calls import Call, call_of, named, read_call
+from ollamalab.protocol.calls import Call, call_of, named, read_call, read_heading
 from ollamalab.protocol.endpoints import ENDPOINTS, Kind, endpoint_of
 from ollamalab.protocol.upstream import Request
 
@@ -19,7 +19,7 @@ def request_to(path: str, body: bytes = b"", **headers: str) -> Request:
 
 
 def read(request: Request, **known: Any) -> Call:
-    return read_call(request.path, request.headers, request.body, **known)
+    return read_call(read_heading(request.path, request.headers), request.body, **known)
 
 
 def test_a_request_is_read_once():
