@@ -190,9 +190,10 @@ class Lab:
     def keep(self, sampling: Sampling, results: Mapping[str, LoadResult] | None = None) -> None:
         """Put samples into the report, and the records of loads that are no comparison, by arm.
 
-        What could not be sampled, such as a GPU where there is none, is noted with its reason.
+        What could not be sampled, such as a GPU where there is none, is noted with its reason. What the
+        sampling itself cost is kept among the samples, as source "sampling".
         """
-        self.report.add_samples(sampling.samples)
+        self.report.add_samples([*sampling.samples, *sampling.cost_samples()])
         self.report.add_notes(sampling.notes)
         for arm, result in (results or {}).items():
             self.report.add_records(replace(record, arm=arm) for record in result.records)
