@@ -72,6 +72,8 @@ class Lab:
         *,
         name: str = "",
         others: Sequence[str] = (),
+        port: int = 0,
+        gpus: Sequence[int] = (),
     ) -> Subject:
         """Open a server and a model on it; it is closed with the lab.
 
@@ -81,6 +83,8 @@ class Lab:
             settings: What our server is started with; default Ollama's own.
             name: Names it in the report, where an equal name is replaced; default the target.
             others: More models that it must have.
+            port: Where our server listens, also after a restart; 0 takes a free one at each start.
+            gpus: GPUs that our server may use, as ``nvidia-smi`` numbers them; none for all.
 
         Raises:
             TargetError: It does not start or answer, or lacks a model.
@@ -88,7 +92,9 @@ class Lab:
         """
         models = [model, *others]
         await have_models(target, *models)
-        opened = await self._opened.enter_async_context(open_target(target, settings, models=models))
+        opened = await self._opened.enter_async_context(
+            open_target(target, settings, models=models, port=port, gpus=gpus)
+        )
         subject = await self._opened.enter_async_context(Subject(opened, model, seed=self._seed))
         self._subjects.append(subject)
         synthetic = await synthetic_models(subject.client, models)
