@@ -39,6 +39,10 @@ REQUESTS = pd.DataFrame(
 )
 CPU = pd.DataFrame({"at_s": [5.0, 5.5, 6.0], "value": [0.2, 0.9, 0.8]})
 
+TOKENS = pd.DataFrame(
+    {"label": ["kept", "changed"], "sent": [120.0, 122.0], "evaluated": [14.0, 122.0], "n": 8}
+)
+
 DRAWINGS: dict[str, Callable[..., Figure]] = {
     "stage_bars": lambda **words: plots.stage_bars(STAGES, **words),
     "ratio_forest": lambda **words: plots.ratio_forest(RATIOS, quantity="after / before", **words),
@@ -49,6 +53,7 @@ DRAWINGS: dict[str, Callable[..., Figure]] = {
     ),
     "concurrency_bars": lambda **words: plots.concurrency_bars(SHARES, setting="slots", **words),
     "slot_timeline": lambda **words: plots.slot_timeline(REQUESTS, cpu=CPU, slots=2, **words),
+    "token_bars": lambda **words: plots.token_bars(TOKENS, **words),
 }
 
 
@@ -86,12 +91,25 @@ def test_nothing_measured_is_no_error(name: str) -> None:
         "sweep_lines": lambda: plots.sweep_lines(POINTS.iloc[:0], setting="s", quantity="q", title="T"),
         "concurrency_bars": lambda: plots.concurrency_bars(SHARES * float("nan"), setting="s", title="T"),
         "slot_timeline": lambda: plots.slot_timeline(REQUESTS.iloc[2:], title="T"),
+        "token_bars": lambda: plots.token_bars(TOKENS.iloc[:0], title="T"),
     }
     assert words_of(empty[name]())
 
 
 def test_one_slot_is_one() -> None:
     assert "1 slot" in words_of(plots.slot_timeline(REQUESTS, slots=1, title="T")).splitlines()
+
+
+def test_bars_of_tokens_tell_both_numbers_and_how_many_requests() -> None:
+    words = words_of(plots.token_bars(TOKENS, title="T"))
+    assert "14 of 120" in words
+    assert "changed  (n = 8)" in words
+
+
+def test_a_setting_that_is_counted_has_even_steps() -> None:
+    """Turn 4 is as far from turn 3 as turn 2 from turn 1."""
+    figure = plots.sweep_lines(POINTS, setting="turn", quantity="TTFT [s]", title="T", is_linear=True)
+    assert figure.axes[0].get_xscale() == "linear"
 
 
 def test_a_forest_shows_estimates_and_what_is_missing() -> None:

@@ -4,6 +4,7 @@ from ollamalab.plots.comparisons import latency_ecdf, latency_strip, ratio_fores
 from ollamalab.plots.stages import stage_bars
 from ollamalab.plots.sweeps import concurrency_bars, sweep_lines
 from ollamalab.plots.timelines import slot_timeline
+from ollamalab.plots.tokens import token_bars
 
 __all__ = [
     "concurrency_bars",
@@ -13,4 +14,5 @@ __all__ = [
     "slot_timeline",
     "stage_bars",
     "sweep_lines",
+    "token_bars",
 ]
