@@ -212,7 +212,7 @@ async def _warm_up(subject: Subject, shape: PromptShape, *, anew: bool) -> None:
     """Put the load and one request behind the subject; ``anew`` gives it a fresh engine first."""
     if anew:
         await subject.unload()
-    await subject.client.preload(subject.model)
+    await subject.load()
     await subject.offer(ONE_REQUEST, shape, stream="discarded")
 
 
