@@ -43,6 +43,8 @@ TOKENS = pd.DataFrame(
     {"label": ["kept", "changed"], "sent": [120.0, 122.0], "evaluated": [14.0, 122.0], "n": 8}
 )
 
+ENDINGS = pd.DataFrame({"ok": [3, 0], "http_error": [1, 0]}, index=["overload", "kill"])
+
 DRAWINGS: dict[str, Callable[..., Figure]] = {
     "stage_bars": lambda **words: plots.stage_bars(STAGES, **words),
     "ratio_forest": lambda **words: plots.ratio_forest(RATIOS, quantity="after / before", **words),
@@ -52,6 +54,7 @@ DRAWINGS: dict[str, Callable[..., Figure]] = {
         POINTS, setting="slots", quantity="output [tokens/s]", **words
     ),
     "concurrency_bars": lambda **words: plots.concurrency_bars(SHARES, setting="slots", **words),
+    "outcome_bars": lambda **words: plots.outcome_bars(ENDINGS, **words),
     "slot_timeline": lambda **words: plots.slot_timeline(REQUESTS, cpu=CPU, slots=2, **words),
     "token_bars": lambda **words: plots.token_bars(TOKENS, **words),
 }
@@ -90,10 +93,20 @@ def test_nothing_measured_is_no_error(name: str) -> None:
         "latency_strip": lambda: plots.latency_strip(VALUES.iloc[3:4], quantity="q", title="T"),
         "sweep_lines": lambda: plots.sweep_lines(POINTS.iloc[:0], setting="s", quantity="q", title="T"),
         "concurrency_bars": lambda: plots.concurrency_bars(SHARES * float("nan"), setting="s", title="T"),
+        "outcome_bars": lambda: plots.outcome_bars(ENDINGS.iloc[1:], title="T"),
         "slot_timeline": lambda: plots.slot_timeline(REQUESTS.iloc[2:], title="T"),
         "token_bars": lambda: plots.token_bars(TOKENS.iloc[:0], title="T"),
     }
     assert words_of(empty[name]())
+
+
+def test_endings_are_counted_and_shared_out() -> None:
+    """A bar is as long as any other, whatever its n; a row without requests has none."""
+    figure = plots.outcome_bars(ENDINGS, title="T")
+    words = words_of(figure).splitlines()
+    assert {"overload  (n = 4)", "kill  (n = 0)", "http error", "3", "1"} <= set(words)
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    assert sorted(widths) == [0, 0, 0.25, 0.75]
 
 
 def test_one_slot_is_one() -> None:

@@ -1,6 +1,7 @@
 """Draws the figures: each takes saved data, says its finding in the title, and is closed when returned."""
 
 from ollamalab.plots.comparisons import latency_ecdf, latency_strip, ratio_forest
+from ollamalab.plots.outcomes import outcome_bars
 from ollamalab.plots.stages import stage_bars
 from ollamalab.plots.sweeps import concurrency_bars, sweep_lines
 from ollamalab.plots.timelines import slot_timeline
@@ -10,6 +11,7 @@ __all__ = [
     "concurrency_bars",
     "latency_ecdf",
     "latency_strip",
+    "outcome_bars",
     "ratio_forest",
     "slot_timeline",
     "stage_bars",
