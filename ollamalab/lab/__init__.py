@@ -7,9 +7,22 @@
 - ``cold``, ``watching``, ``observation``, ``calibration``: what single notebooks measure
 - ``caching``, ``fronts``: questions asked twice, and the caches in front of an engine
 - ``streams``, ``joining``: streams whose lines are grouped, and answers put together from pieces
+- ``faults``, ``ways``, ``tap``, ``accounts``: what goes wrong, and how server and client each see it
 - ``frames``, ``tables``, ``overview``, ``sentences``: what is shown
 """
 
+from ollamalab.lab.accounts import (
+    Episode,
+    NoiseFloor,
+    accounts_table,
+    by_label,
+    endings_frame,
+    endings_table,
+    noise_floor,
+    noise_text,
+    overload_sentence,
+    tokenless_table,
+)
 from ollamalab.lab.caching import (
     FIRST_STREAM,
     FIRST_WHOLE,
@@ -63,6 +76,7 @@ from ollamalab.lab.fairness import (
     rushes,
     way_to,
 )
+from ollamalab.lab.faults import Asker, Scenarios, at_once, in_time_ratio, offers
 from ollamalab.lab.frames import (
     concurrency,
     most_at_once,
@@ -126,8 +140,10 @@ from ollamalab.lab.streams import (
 )
 from ollamalab.lab.subject import PromptShape, Subject, preload
 from ollamalab.lab.tables import comparison_table, gap_table, latency_table, staged_table, stages_table
+from ollamalab.lab.tap import Tap, Trouble
 from ollamalab.lab.trials import Trials, best_arm, mean_of
 from ollamalab.lab.watching import Residency, default_keep_alive_s, watch_pings
+from ollamalab.lab.ways import STRAIGHT, Ways
 from ollamalab.report import root
 
 __all__ = [
@@ -145,28 +161,39 @@ __all__ = [
     "REPEATED_STREAM",
     "REPEATED_WHOLE",
     "SINGLES",
+    "STRAIGHT",
     "UNLOADED",
     "WARM",
+    "Asker",
     "ColdStart",
+    "Episode",
     "Front",
     "Fronts",
     "InstrumentCheck",
     "Lab",
     "Learnt",
+    "NoiseFloor",
     "Observation",
     "PromptShape",
     "Questions",
     "Residency",
     "Rush",
     "Said",
+    "Scenarios",
     "Streams",
     "Subject",
+    "Tap",
     "Trials",
+    "Trouble",
+    "Ways",
+    "accounts_table",
     "arm_name",
     "as_starts",
     "asked_twice_table",
+    "at_once",
     "batching_sentence",
     "best_arm",
+    "by_label",
     "capacity_rps",
     "carry_over_note",
     "check_instrument",
@@ -180,6 +207,8 @@ __all__ = [
     "decoding_title",
     "default_keep_alive_s",
     "delays_table",
+    "endings_frame",
+    "endings_table",
     "fairness_sentence",
     "fairness_table",
     "fairness_title",
@@ -190,6 +219,7 @@ __all__ = [
     "hit_points",
     "hit_share",
     "hits_title",
+    "in_time_ratio",
     "is_ours",
     "joining_table",
     "knee_title",
@@ -211,14 +241,18 @@ __all__ = [
     "model_file",
     "most_at_once",
     "most_busy",
+    "noise_floor",
+    "noise_text",
     "nth",
     "observe_decoding",
     "observe_eviction",
     "observe_pings",
     "offered_sentence",
+    "offers",
     "one_visit",
     "outcomes",
     "outcomes_table",
+    "overload_sentence",
     "pause_title",
     "ping_sentence",
     "plural",
@@ -247,6 +281,7 @@ __all__ = [
     "throughput_row",
     "throughput_sentence",
     "timeline",
+    "tokenless_table",
     "tuning_sentence",
     "values",
     "watch_pings",
