@@ -173,7 +173,9 @@ class Lab:
             self.report.add_arm(Arm(name=name))
         return trials
 
-    def watch(self, *targets: Target, interval_s: float = 0.1, gpus: str = "auto") -> Sampling:
+    def watch(
+        self, *targets: Target, interval_s: float = 0.1, gpus: str = "auto", relist_s: float = 1.0
+    ) -> Sampling:
         """Return samplers of this host, its GPUs and the servers' processes and slots, as a ``with``.
 
         Sources carry the URL of their server; hand the samples over with ``keep`` afterwards.
@@ -182,13 +184,14 @@ class Lab:
             targets: The servers.
             interval_s: Between readings.
             gpus: Where GPU samples come from, such as the monitor of a remote host; see ``open_gpus``.
+            relist_s: How late a server's new process, such as an engine, may be found.
         """
         gpu_source = open_gpus(gpus)
         self._opened.callback(gpu_source.close)
         samplers: list[Sampler] = [HostSampler(), gpu_source]
         for target in targets:
             samplers += [
-                ProcessSampler(target.pids, source=f"server {target.url}"),
+                ProcessSampler(target.pids, source=f"server {target.url}", relist_s=relist_s),
                 SlotSampler(partial(_slots, target)),
             ]
         return Sampling(samplers, interval_s=interval_s)
