@@ -229,6 +229,45 @@ def tokenless_table(episodes: Iterable[Episode]) -> Table:
     )
 
 
+def trouble_title(episodes: Sequence[Episode]) -> str:
+    """Return how many requests were answered on each way when something went wrong."""
+    answered: Counter[str] = Counter()
+    sent: Counter[str] = Counter()
+    for episode in episodes:
+        sent[episode.way] += len(episode.records)
+        answered[episode.way] += sum(record.outcome is Outcome.OK for record in episode.records)
+    if not sent:
+        return "How requests ended when something went wrong"
+    parts = (f"{answered[way]} of {count} {way}" for way, count in sent.items())
+    return f"When things go wrong: answered with text, {', '.join(parts)}"
+
+
+def tokenless_sentence(episodes: Iterable[Episode]) -> str:
+    """Return in which pairs of outcomes the server finished an answer and its client had no text."""
+    kinds = Counter(
+        (served[-1].outcome.value, record.outcome.value)
+        for episode in episodes
+        for record, served in zip(episode.records, episode.served, strict=True)
+        if served and served[-1].outcome in WHOLE and not record.token_times_s
+    )
+    if not kinds:
+        return "No answer that the server finished was without text at its client."
+    found = ", ".join(
+        f"{count} ({done} at the server, {seen.replace('_', ' ')} at the client)"
+        for (done, seen), count in kinds.items()
+    )
+    return f"Finished at the server and without text at the client: {found}."
+
+
+def overload_title(comparison: Comparison) -> str:
+    """Return the title of the figure of endings under overload."""
+    known = (comparison.arm_value, comparison.baseline_value)
+    if comparison.low is None or comparison.low <= 0 or None in known:
+        return "How requests end under overload"
+    arm, baseline = (value for value in known if value is not None)
+    return f"With {comparison.arm}, {arm:.0%} are answered in time, {comparison.baseline} {baseline:.0%}"
+
+
 def overload_sentence(comparison: Comparison, *, load: float) -> str:
     """Return what a bounded queue does to the share of requests answered in time."""
     known = (comparison.arm_value, comparison.baseline_value, comparison.low, comparison.high)

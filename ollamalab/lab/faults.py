@@ -359,8 +359,6 @@ class Scenarios:
 
 def why_not(scenario: str, target: Target) -> str:
     """Return why a target cannot be brought into a scenario; "" if it can."""
-    if not target.url.startswith("http://"):
-        return "the taps before the server speak no TLS"
     return (target.unchangeable or "") if scenario in _OURS_ALONE else ""
 
 

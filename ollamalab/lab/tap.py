@@ -21,7 +21,7 @@ import httptools
 import msgspec
 
 from ollamalab.client.capture import Capture
-from ollamalab.errors import BadReply
+from ollamalab.errors import BadReply, SettingsError
 from ollamalab.protocol.upstream import Request
 from ollamalab.records import RequestRecord
 
@@ -73,7 +73,12 @@ class Tap:
         Args:
             upstream: URL of the server.
             pace_bytes_s: How fast answers are read from it; None for as fast as they come.
+
+        Raises:
+            SettingsError: It wants TLS, through which nothing can be seen.
         """
+        if not upstream.startswith("http://"):
+            raise SettingsError(f"{upstream}: what passes cannot be seen through TLS; give an http address")
         self.url = ""
         self.passed: list[Passed] = []
         self.troubles: dict[str, Trouble] = {}
