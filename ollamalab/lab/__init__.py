@@ -22,7 +22,10 @@ from ollamalab.lab.accounts import (
     noise_floor,
     noise_text,
     overload_sentence,
+    overload_title,
+    tokenless_sentence,
     tokenless_table,
+    trouble_title,
 )
 from ollamalab.lab.caching import (
     FIRST_STREAM,
@@ -299,6 +302,7 @@ __all__ = [
     "outcomes",
     "outcomes_table",
     "overload_sentence",
+    "overload_title",
     "pause_title",
     "ping_sentence",
     "plural",
@@ -330,7 +334,9 @@ __all__ = [
     "throughput_row",
     "throughput_sentence",
     "timeline",
+    "tokenless_sentence",
     "tokenless_table",
+    "trouble_title",
     "tuning_sentence",
     "turns_seen",
     "turns_table",
