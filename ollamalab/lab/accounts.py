@@ -36,7 +36,7 @@ class Episode:
         way: Name of the way.
         records: What the clients saw, in the order of the requests.
         served: What the server did with each: none if it never came to it, several if it was sent again.
-        gateway: What the gateway counted meanwhile; empty without one.
+        gateway: How requests ended by the gateway's own count; empty without one.
         busy_slots: Slots still at work after everybody had left; None where the server does not tell.
         recovered_s: From the end of the load to the next good answer; None if there was none in time.
     """
@@ -257,6 +257,39 @@ def tokenless_sentence(episodes: Iterable[Episode]) -> str:
         for (done, seen), count in kinds.items()
     )
     return f"Finished at the server and without text at the client: {found}."
+
+
+def overload_table(comparisons: Sequence[Comparison], *, load: float) -> Table:
+    """Return a row per way: the share of requests answered in time, against the baseline's."""
+    rows = [
+        (
+            item.arm,
+            item.arm_value,
+            item.baseline_value,
+            None
+            if item.estimate is None
+            else tuple(None if end is None else 100 * end for end in (item.estimate, item.low, item.high)),
+            item.pairs,
+            item.verdict.text if item.verdict else item.reason,
+        )
+        for item in comparisons
+    ]
+    baseline = comparisons[0].baseline if comparisons else "baseline"
+    return Table.of(
+        "overload",
+        f"Answered in time at {load:g} times the capacity",
+        [
+            Column(name="Way"),
+            Column(name="In time", format=".0%"),
+            Column(name=baseline, format=".0%"),
+            Column(name="Difference", unit="points", format="+.0f"),
+            Column(name="Pairs"),
+            Column(name="Verdict"),
+        ],
+        rows,
+        caption="Shares of all requests sent, means of the visits; difference: Hodges–Lehmann, with its exact "
+        "95 % interval over pairs.",
+    )
 
 
 def overload_title(comparison: Comparison) -> str:

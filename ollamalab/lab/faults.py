@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -16,23 +15,18 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from ollamalab.arrivals import ArrivalPattern, Arrivals
-from ollamalab.compare import Visit
 from ollamalab.connection import OllamaConnection
 from ollamalab.errors import SamplerUnavailable, TargetError, UpstreamError
 from ollamalab.hosts import Target
 from ollamalab.hosts.web import get_json
 from ollamalab.lab.accounts import Episode
-from ollamalab.lab.fairness import brief_text
-from ollamalab.lab.subject import PromptShape, Subject
+from ollamalab.lab.overload import Asker, at_once
+from ollamalab.lab.subject import Subject
 from ollamalab.lab.tap import Trouble, prompt_of
-from ollamalab.lab.trials import Visitor
-from ollamalab.lab.ways import Way
-from ollamalab.loadgen import LoadGenerator, LoadSettings
-from ollamalab.metrics import success_share
+from ollamalab.lab.ways import QueueCounts, Way
+from ollamalab.loadgen import LoadGenerator
 from ollamalab.protocol.upstream import Request
 from ollamalab.records import Outcome, RequestRecord
-from ollamalab.workload import generate_body, inference_request, text_prompt
 
 NOTHING_WRONG = "nothing wrong"
 STOP_WORD = "stop word first"
@@ -56,70 +50,6 @@ _OURS_ALONE = (NOT_LOADED, KILLED, HANGS)
 _STATUS_TIMEOUT_S = 10.0
 _SETTLE_S = 30.0
 _POLL_S = 0.02
-
-
-# Requests
-
-
-class Asker:
-    """Makes requests of one length, each with a number of its own, for the engine's raw completion."""
-
-    def __init__(self, subject: Subject, shape: PromptShape, *, seed: int) -> None:
-        """Take what all have in common.
-
-        Args:
-            subject: Whose model is asked.
-            shape: Lengths.
-            seed: Draws the words; the numbers are fresh in each run.
-        """
-        self._model = subject.model
-        self._shape = shape
-        self._rng = random.Random(seed)
-        self._nonces = random.Random()
-
-    def requests(self, count: int, *, num_predict: int | None = None, **fields: Any) -> list[Request]:
-        """Return so many requests.
-
-        Args:
-            count: How many.
-            num_predict: Tokens asked of each, if not those of the shape.
-            fields: Further ones of the body; of options, ``stop`` alone.
-        """
-        stop = {"stop": fields.pop("stop")} if "stop" in fields else {}
-        made = []
-        for _ in range(count):
-            text = brief_text(self._rng, self._shape.prompt_tokens, self._nonces)
-            tokens = num_predict or self._shape.num_predict
-            prompt = text_prompt(text, num_predict=tokens, temperature=0.0, **stop)
-            body = generate_body(prompt, self._model) | {"raw": True} | fields
-            made.append(inference_request("/api/generate", body))
-        return made
-
-
-def at_once(count: int, deadline_s: float) -> LoadSettings:
-    """Return a load of so many requests at the same moment."""
-    arrivals = Arrivals(pattern=ArrivalPattern.AT_ONCE)
-    return LoadSettings(arrivals=arrivals, requests=count, deadline_s=deadline_s)
-
-
-def offers(way: Way, asker: Asker, load: LoadSettings) -> Visitor:
-    """Return the visitor "one load"; what is not over by its deadline is hung up on."""
-
-    async def visit(visit: Visit) -> Sequence[RequestRecord]:
-        requests = asker.requests(load.requests or 0)
-        generator = LoadGenerator(way.connection, target=way.connection.url)
-        result = await generator.run(replace(load, seed=load.seed + visit.block), requests.__getitem__)
-        return result.records
-
-    return visit
-
-
-def in_time_ratio(records: Sequence[RequestRecord]) -> float | None:
-    """Return which share of the planned requests was answered before the clients' deadline."""
-    return success_share(records).ratio if records else None
-
-
-# Scenarios
 
 
 #: Something that happens while a load is under way; it gets the generator, to stop it.
@@ -233,6 +163,7 @@ class Scenarios:
         """One client reads its answer slowly while others wait; it leaves when they are done."""
         (dripped,) = self._long()[:1]
         started, others_done = asyncio.Event(), asyncio.Event()
+        before = await asyncio.to_thread(way.queue_counts)
 
         async def crawl() -> RequestRecord:
             async with OllamaConnection(way.dripping.url) as connection:
@@ -266,6 +197,7 @@ class Scenarios:
                 self._asker.requests(self._count - 1),
                 afterwards=end_crawl,
                 beside=slow,
+                before=before,
             )
         finally:
             crawling.cancel()
@@ -295,11 +227,13 @@ class Scenarios:
         afterwards: Callable[[], Awaitable[None] | None] | None = None,
         trouble: Trouble | None = None,
         beside: Sequence[tuple[Request, RequestRecord]] = (),
+        before: QueueCounts | None = None,
     ) -> Episode:
-        counts = await asyncio.to_thread(way.queue_counts)
+        if before is None:
+            before = await asyncio.to_thread(way.queue_counts)
         if trouble is not None:
             way.tap.troubles.update(dict.fromkeys(map(prompt_of, requests[::2]), trouble))
-        generator = LoadGenerator(way.connection, target=way.connection.url)
+        generator = way.generator()
         load = at_once(len(requests), deadline_s or self._deadline_s)
         loading = asyncio.ensure_future(generator.run(load, requests.__getitem__))
         try:
@@ -316,7 +250,7 @@ class Scenarios:
         served_by_prompt: dict[str, list[RequestRecord]] = {}
         for passed in way.tap.passed:
             served_by_prompt.setdefault(passed.prompt, []).append(passed.record)
-        gateway = await asyncio.to_thread(way.queue_counts) - counts
+        gateway = (await asyncio.to_thread(way.queue_counts)).ended - before.ended
         asked = [*requests, *(request for request, _ in beside)]
         episode = Episode(
             scenario=scenario,
@@ -338,8 +272,8 @@ class Scenarios:
         deadline_s = time.perf_counter() + _SETTLE_S
         while True:
             busy = await asyncio.to_thread(busy_slots, self._subject.target)
-            counts = await asyncio.to_thread(way.queue_counts)
-            if not (busy or counts["now"] or way.tap.under_way or way.dripping.under_way):
+            queue = await asyncio.to_thread(way.queue_counts)
+            if not (busy or queue.under_way or way.tap.under_way or way.dripping.under_way):
                 return busy
             if time.perf_counter() > deadline_s:
                 return busy
@@ -347,7 +281,7 @@ class Scenarios:
 
     async def _recovery_s(self, way: Way, since_s: float) -> float | None:
         """Ask until there is a good answer; return when that was."""
-        generator = LoadGenerator(way.connection, target=way.connection.url)
+        generator = way.generator()
         while time.perf_counter() < since_s + _SETTLE_S:
             requests = self._asker.requests(1, num_predict=1)
             result = await generator.run(at_once(1, _SETTLE_S), requests.__getitem__)

@@ -20,11 +20,25 @@ from ollamalab.hosts.process import Launch, ServerProcess
 from ollamalab.hosts.web import get_json
 from ollamalab.lab.subject import Subject
 from ollamalab.lab.tap import Tap
+from ollamalab.loadgen import LoadGenerator
 
 STRAIGHT = "straight"
 
 _STATUS_TIMEOUT_S = 10.0
-_COUNTED = ("total", "completed", "failed", "rejected", "timed_out", "cancelled")
+_ENDINGS = ("completed", "failed", "rejected", "timed_out", "cancelled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueCounts:
+    """What a gateway's queue has counted.
+
+    Attributes:
+        ended: Requests by how they ended there.
+        under_way: Requests waiting or being answered now.
+    """
+
+    ended: Counter[str]
+    under_way: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +59,17 @@ class Way:
     dripping: Tap
     gateway: ServerProcess | None = None
 
-    def queue_counts(self) -> Counter[str]:
-        """Return what the gateway has counted; blocks for a millisecond or two. Empty without one."""
+    def generator(self) -> LoadGenerator:
+        """Return one that offers loads on this way."""
+        return LoadGenerator(self.connection, target=self.connection.url)
+
+    def queue_counts(self) -> QueueCounts:
+        """Return what the gateway has counted; blocks for a millisecond or two. Nothing without one."""
         if self.gateway is None:
-            return Counter()
+            return QueueCounts(ended=Counter(), under_way=0)
         seen = get_json(f"{self.gateway.url}/lab/status", timeout_s=_STATUS_TIMEOUT_S)["queue"]
-        return Counter({name: seen[name] for name in _COUNTED} | {"now": seen["active"] + seen["waiting"]})
+        ended = Counter({name: seen[name] for name in _ENDINGS})
+        return QueueCounts(ended=ended, under_way=seen["active"] + seen["waiting"])
 
 
 class Ways:

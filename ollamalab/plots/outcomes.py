@@ -32,7 +32,7 @@ def outcome_bars(counts: pd.DataFrame, *, title: str, caption: str = "") -> Figu
     """
     totals = counts.sum(axis=1)
     shares = counts.div(totals.where(totals > 0), axis=0).fillna(0.0)
-    with canvas(height_in=1.1 + 0.34 * len(counts), title=title, caption=caption) as (figure, (axes,)):
+    with canvas(height_in=1.4 + 0.3 * len(counts), title=title, caption=caption) as (figure, (axes,)):
         left = pd.Series(0.0, index=counts.index)
         for name in counts.columns:
             outcome = Outcome(name)
@@ -62,5 +62,5 @@ def outcome_bars(counts: pd.DataFrame, *, title: str, caption: str = "") -> Figu
         axes.set_xticks([])
         axes.grid(visible=False)
         axes.set_xlabel("requests by how they ended")
-        legend_above(axes, columns=8)
+        legend_above(axes, columns=4)
     return figure
