@@ -7,7 +7,7 @@
 - ``cold``, ``watching``, ``observation``, ``calibration``: what single notebooks measure
 - ``caching``, ``fronts``: questions asked twice, and the caches in front of an engine
 - ``streams``, ``joining``: streams whose lines are grouped, and answers put together from pieces
-- ``faults``, ``ways``, ``tap``, ``accounts``: what goes wrong, and how server and client each see it
+- ``overload``, ``faults``, ``ways``, ``tap``, ``accounts``: what goes wrong, and how server and client each see it
 - ``knobs``, ``guide``: settings one at a time, and what a guide's settings really are
 - ``frames``, ``tables``, ``overview``, ``sentences``: what is shown
 """
@@ -22,6 +22,7 @@ from ollamalab.lab.accounts import (
     noise_floor,
     noise_text,
     overload_sentence,
+    overload_table,
     overload_title,
     tokenless_sentence,
     tokenless_table,
@@ -80,7 +81,7 @@ from ollamalab.lab.fairness import (
     rushes,
     way_to,
 )
-from ollamalab.lab.faults import Asker, Scenarios, at_once, in_time_ratio, offers
+from ollamalab.lab.faults import Scenarios
 from ollamalab.lab.frames import (
     concurrency,
     most_at_once,
@@ -117,11 +118,11 @@ from ollamalab.lab.knobs import (
     Knob,
     Turn,
     held,
+    held_table,
     knob_contrasts,
     knob_rows,
     knob_sentence,
     knobs_title,
-    held_table,
     open_knobs,
     rates_table,
     settle_knobs,
@@ -131,6 +132,7 @@ from ollamalab.lab.knobs import (
 )
 from ollamalab.lab.models import have_models, is_ours, model_file
 from ollamalab.lab.observation import Observation, observe_decoding, observe_eviction, observe_pings
+from ollamalab.lab.overload import Asker, Overloads, at_once, in_time_ratio, offer, offers
 from ollamalab.lab.overview import (
     findings_table,
     machine_table,
@@ -210,6 +212,7 @@ __all__ = [
     "Learnt",
     "NoiseFloor",
     "Observation",
+    "Overloads",
     "PromptShape",
     "Questions",
     "Residency",
@@ -295,6 +298,7 @@ __all__ = [
     "observe_eviction",
     "observe_overhead",
     "observe_pings",
+    "offer",
     "offered_sentence",
     "offers",
     "one_visit",
@@ -302,6 +306,7 @@ __all__ = [
     "outcomes",
     "outcomes_table",
     "overload_sentence",
+    "overload_table",
     "overload_title",
     "pause_title",
     "ping_sentence",
