@@ -6,6 +6,7 @@ from ollamalab.plots.stages import stage_bars
 from ollamalab.plots.sweeps import concurrency_bars, sweep_lines
 from ollamalab.plots.timelines import slot_timeline
 from ollamalab.plots.tokens import token_bars
+from ollamalab.plots.trades import trade_off
 
 __all__ = [
     "concurrency_bars",
@@ -17,4 +18,5 @@ __all__ = [
     "stage_bars",
     "sweep_lines",
     "token_bars",
+    "trade_off",
 ]
