@@ -45,6 +45,10 @@ TOKENS = pd.DataFrame(
 
 ENDINGS = pd.DataFrame({"ok": [3, 0], "http_error": [1, 0]}, index=["overload", "kill"])
 
+ARRIVED = pd.DataFrame({"at_s": [5.2, 5.4, 6.0], "value": [1.0, 2.0, 3.0]})
+SPANS = pd.DataFrame({"name": ["idle", "busy"], "start_s": [5.0, 5.5], "end_s": [5.5, 6.5]})
+DOTS = pd.DataFrame({"series": ["1", "4"], "x": [0.9, 1.0], "y": [10.0, 20.0]})
+
 DRAWINGS: dict[str, Callable[..., Figure]] = {
     "stage_bars": lambda **words: plots.stage_bars(STAGES, **words),
     "ratio_forest": lambda **words: plots.ratio_forest(RATIOS, quantity="after / before", **words),
@@ -55,6 +59,8 @@ DRAWINGS: dict[str, Callable[..., Figure]] = {
     ),
     "concurrency_bars": lambda **words: plots.concurrency_bars(SHARES, setting="slots", **words),
     "outcome_bars": lambda **words: plots.outcome_bars(ENDINGS, **words),
+    "token_clock": lambda **words: plots.token_clock(ARRIVED, {"CPU\n[cores]": CPU}, spans=SPANS, **words),
+    "usage_scatter": lambda **words: plots.usage_scatter(DOTS, resource="CPU", quantity="tokens/s", **words),
     "slot_timeline": lambda **words: plots.slot_timeline(REQUESTS, cpu=CPU, slots=2, **words),
     "token_bars": lambda **words: plots.token_bars(TOKENS, **words),
 }
@@ -94,6 +100,8 @@ def test_nothing_measured_is_no_error(name: str) -> None:
         "sweep_lines": lambda: plots.sweep_lines(POINTS.iloc[:0], setting="s", quantity="q", title="T"),
         "concurrency_bars": lambda: plots.concurrency_bars(SHARES * float("nan"), setting="s", title="T"),
         "outcome_bars": lambda: plots.outcome_bars(ENDINGS.iloc[1:], title="T"),
+        "token_clock": lambda: plots.token_clock(ARRIVED[:0], {}, spans=SPANS[:0], title="T"),
+        "usage_scatter": lambda: plots.usage_scatter(DOTS[:0], resource="CPU", quantity="q", title="T"),
         "slot_timeline": lambda: plots.slot_timeline(REQUESTS.iloc[2:], title="T"),
         "token_bars": lambda: plots.token_bars(TOKENS.iloc[:0], title="T"),
     }
@@ -187,3 +195,19 @@ def test_open_spans_are_counted() -> None:
     moments, counts = decoding_at_once([(1.0, 3.0), (2.0, 4.0)])
     assert moments == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert counts == [0, 1, 2, 1, 0]
+
+
+def test_tokens_and_samples_share_one_clock() -> None:
+    figure = plots.token_clock(ARRIVED, {"CPU\n[cores]": CPU}, spans=SPANS, title="T")
+    tokens, samples = (part.lines[0] for part in figure.axes)
+    assert tokens.get_xdata()[0] == pytest.approx(0.2)
+    assert samples.get_xdata()[0] == pytest.approx(0.0)
+    assert figure.axes[1].get_xlim() == (0.0, 1.5)
+    assert {"idle", "busy"} <= set(words_of(figure).splitlines())
+
+
+def test_utilisation_is_drawn_up_to_all_of_it() -> None:
+    """A scatter whose axis began at the least utilisation would show noise as an effect."""
+    axes = plots.usage_scatter(DOTS, resource="CPU", quantity="tokens/s", title="T").axes[0]
+    assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
+    assert axes.get_xlim()[1] >= 1

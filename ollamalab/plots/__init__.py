@@ -1,5 +1,6 @@
 """Draws the figures: each takes saved data, says its finding in the title, and is closed when returned."""
 
+from ollamalab.plots.clock import token_clock, usage_scatter
 from ollamalab.plots.comparisons import latency_ecdf, latency_strip, ratio_forest
 from ollamalab.plots.outcomes import outcome_bars
 from ollamalab.plots.stages import stage_bars
@@ -18,5 +19,7 @@ __all__ = [
     "stage_bars",
     "sweep_lines",
     "token_bars",
+    "token_clock",
     "trade_off",
+    "usage_scatter",
 ]
