@@ -209,6 +209,8 @@ class OllamaTarget(LocalTarget):
                 # Ollama has no variable for it, but hands its environment on to llama.cpp's server.
                 **({} if threads is None else {"LLAMA_ARG_THREADS": str(threads)}),
                 "OLLAMA_HOST": f"127.0.0.1:{self._port}",
+                # Its engines count the prompt tokens that they evaluate; Ollama's replies do not tell.
+                "LLAMA_ARG_ENDPOINT_METRICS": "1",
                 # The folder of models may be shared with a server that is pulling: never tidy it up.
                 "OLLAMA_NOPRUNE": "1",
                 # No calls to ollama.com while something is measured.
