@@ -10,6 +10,7 @@
 - ``overload``, ``faults``, ``ways``, ``tap``, ``accounts``: what goes wrong, and how server and client each see it
 - ``knobs``, ``guide``: settings one at a time, and what a guide's settings really are
 - ``prefixes``, ``prompt_work``: prompts that begin alike, and what engines evaluate of them
+- ``instances``, ``routes``, ``balancers``, ``outages``: several servers as one, and one of them lost
 - ``frames``, ``tables``, ``overview``, ``sentences``: what is shown
 """
 
@@ -29,7 +30,12 @@ from ollamalab.lab.accounts import (
     tokenless_table,
     trouble_title,
 )
-from ollamalab.lab.balancers import BALANCERS, SERVE, absent, balancer
+from ollamalab.lab.balancers import (
+    BALANCERS,
+    SERVE,
+    absent,
+    balancer,
+)
 from ollamalab.lab.caching import (
     FIRST_STREAM,
     FIRST_WHOLE,
@@ -112,7 +118,11 @@ from ollamalab.lab.guide import (
     observe_compiling,
     observe_overhead,
 )
-from ollamalab.lab.instances import open_instances, place_of, threads_each
+from ollamalab.lab.instances import (
+    open_instances,
+    place_of,
+    threads_each,
+)
 from ollamalab.lab.joining import joining_table
 from ollamalab.lab.knobs import (
     DEFAULTS,
@@ -148,6 +158,7 @@ from ollamalab.lab.models import have_models, is_ours, model_file
 from ollamalab.lab.observation import Observation, observe_decoding, observe_eviction, observe_pings
 from ollamalab.lab.outages import (
     End,
+    Outage,
     ends_frame,
     marks_frame,
     outage,
@@ -188,6 +199,7 @@ from ollamalab.lab.prefixes import (
 from ollamalab.lab.routes import (
     ROUND_ROBIN,
     Routes,
+    Workload,
     busy_neighbour,
     evaluated_per_visit,
     growing_chats,
@@ -291,6 +303,7 @@ __all__ = [
     "Life",
     "NoiseFloor",
     "Observation",
+    "Outage",
     "Overloads",
     "Phase",
     "PromptMeter",
@@ -309,6 +322,7 @@ __all__ = [
     "Trouble",
     "Turn",
     "Ways",
+    "Workload",
     "absent",
     "accounts_table",
     "arm_name",

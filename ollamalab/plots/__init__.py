@@ -2,6 +2,7 @@
 
 from ollamalab.plots.clock import token_clock, usage_scatter
 from ollamalab.plots.comparisons import latency_ecdf, latency_strip, ratio_forest
+from ollamalab.plots.outages import ends_over_time
 from ollamalab.plots.outcomes import outcome_bars
 from ollamalab.plots.stages import stage_bars
 from ollamalab.plots.sweeps import concurrency_bars, sweep_lines
@@ -11,6 +12,7 @@ from ollamalab.plots.trades import trade_off
 
 __all__ = [
     "concurrency_bars",
+    "ends_over_time",
     "latency_ecdf",
     "latency_strip",
     "outcome_bars",
