@@ -158,7 +158,7 @@ def endings_table(frame: pd.DataFrame, *, not_run: Mapping[str, str]) -> Table:
     )
 
 
-def accounts_table(episodes: Sequence[Episode]) -> Table:
+def accounts_table(name: str, title: str, episodes: Iterable[Episode]) -> Table:
     """Return a row per scenario and way: finished requests as each side counts them, and what explains it."""
     rows = []
     for episode in episodes:
@@ -179,8 +179,8 @@ def accounts_table(episodes: Sequence[Episode]) -> Table:
             )
         )
     return Table.of(
-        "accounts",
-        "Finished requests, as each side counts them",
+        name,
+        title,
         [
             Column(name="Scenario"),
             Column(name="Way"),
@@ -238,8 +238,8 @@ def trouble_title(episodes: Sequence[Episode]) -> str:
         answered[episode.way] += sum(record.outcome is Outcome.OK for record in episode.records)
     if not sent:
         return "How requests ended when something went wrong"
-    parts = (f"{answered[way]} of {count} {way}" for way, count in sent.items())
-    return f"When things go wrong: answered with text, {', '.join(parts)}"
+    parts = (f"{way} {answered[way]} of {count}" for way, count in sent.items())
+    return f"Answered with text when things go wrong: {', '.join(parts)}"
 
 
 def tokenless_sentence(episodes: Iterable[Episode]) -> str:
@@ -287,8 +287,8 @@ def overload_table(comparisons: Sequence[Comparison], *, load: float) -> Table:
             Column(name="Verdict"),
         ],
         rows,
-        caption="Shares of all requests sent, means of the visits; difference: Hodges–Lehmann, with its exact "
-        "95 % interval over pairs.",
+        caption="Shares of all requests sent, means of the visits; difference: Hodges–Lehmann, with its "
+        "exact 95 % interval over pairs.",
     )
 
 

@@ -28,6 +28,7 @@ from ollamalab.loadgen import LoadGenerator
 from ollamalab.protocol.upstream import Request
 from ollamalab.records import Outcome, RequestRecord
 
+OVERLOAD = "overload"
 NOTHING_WRONG = "nothing wrong"
 STOP_WORD = "stop word first"
 NOT_LOADED = "model not loaded"
@@ -89,7 +90,7 @@ class Scenarios:
         self._silence_s = silence_s
 
     async def play(self, ways: Iterable[Way]) -> None:
-        """Play every scenario on each of these ways."""
+        """Play every scenario but the overload on each of these ways."""
         every: dict[str, Callable[[Way], Awaitable[Episode]]] = {
             NOTHING_WRONG: self.nothing_wrong,
             STOP_WORD: self.stop_word,
@@ -108,6 +109,10 @@ class Scenarios:
                 continue
             for way in ways:
                 await played(way)
+
+    async def overload(self, way: Way, load: LoadSettings) -> Episode:
+        """More comes than can be answered, from clients who wait as long as the load says."""
+        return await self._play(OVERLOAD, way, self._asker.requests(load.requests or 0), load=load)
 
     async def nothing_wrong(self, way: Way) -> Episode:
         """All is well."""
@@ -135,7 +140,7 @@ class Scenarios:
                 HANGS,
                 way,
                 self._long(),
-                deadline_s=self._silence_s,
+                load=at_once(self._count, self._silence_s),
                 meanwhile=self._signalling(way, "STOP"),
                 afterwards=lambda: _signal(stopped, signal.SIGCONT),
             )
@@ -222,7 +227,7 @@ class Scenarios:
         way: Way,
         requests: Sequence[Request],
         *,
-        deadline_s: float | None = None,
+        load: LoadSettings | None = None,
         meanwhile: Meanwhile | None = None,
         afterwards: Callable[[], Awaitable[None] | None] | None = None,
         trouble: Trouble | None = None,
@@ -234,7 +239,7 @@ class Scenarios:
         if trouble is not None:
             way.tap.troubles.update(dict.fromkeys(map(prompt_of, requests[::2]), trouble))
         generator = way.generator()
-        load = at_once(len(requests), deadline_s or self._deadline_s)
+        load = load or at_once(len(requests), self._deadline_s)
         loading = asyncio.ensure_future(generator.run(load, requests.__getitem__))
         try:
             if meanwhile is not None:

@@ -118,6 +118,10 @@ class Overloads:
 
         return visit
 
+    async def load_now(self) -> LoadSettings:
+        """Return one overload by what the server can answer now."""
+        return self._settings(await self._measure())
+
     def _settings(self, capacity_rps: float) -> LoadSettings:
         rate_rps = self._load * capacity_rps
         return LoadSettings(
