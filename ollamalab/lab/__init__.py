@@ -89,7 +89,7 @@ from ollamalab.lab.fairness import (
     rushes,
     way_to,
 )
-from ollamalab.lab.faults import Scenarios
+from ollamalab.lab.faults import OVERLOAD, Scenarios
 from ollamalab.lab.frames import (
     concurrency,
     most_at_once,
@@ -289,6 +289,7 @@ __all__ = [
     "NO_CACHE",
     "ONE_MODEL",
     "PASSAGE",
+    "OVERLOAD",
     "PRELOADED",
     "REPEATED_STREAM",
     "REPEATED_WHOLE",
