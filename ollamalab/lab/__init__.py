@@ -11,6 +11,7 @@
 - ``knobs``, ``guide``: settings one at a time, and what a guide's settings really are
 - ``prefixes``, ``prompt_work``: prompts that begin alike, and what engines evaluate of them
 - ``instances``, ``routes``, ``balancers``, ``outages``: several servers as one, and one of them lost
+- ``stages``, ``ledgers``, ``timeouts``, ``habits``: one request taken apart, and what is advised round it
 - ``frames``, ``tables``, ``overview``, ``sentences``: what is shown
 """
 

@@ -39,7 +39,7 @@ PARTS = {
 #: Stages of the figure, each with its parts of the ledger; all others are "other".
 _DRAWN = {
     "look up": ("dns",),
-    "connect and TLS": ("connect", "tls"),
+    "TCP, TLS": ("connect", "tls"),
     "load": ("load",),
     "slot wait": ("slot_wait",),
     "prompt": ("prompt_eval",),
