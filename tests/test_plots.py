@@ -49,6 +49,9 @@ ARRIVED = pd.DataFrame({"at_s": [5.2, 5.4, 6.0], "value": [1.0, 2.0, 3.0]})
 SPANS = pd.DataFrame({"name": ["idle", "busy"], "start_s": [5.0, 5.5], "end_s": [5.5, 6.5]})
 DOTS = pd.DataFrame({"series": ["1", "4"], "x": [0.9, 1.0], "y": [10.0, 20.0]})
 
+ENDS = pd.DataFrame({"row": ["ours"] * 3, "at_s": [0.1, 0.9, 1.2], "kind": ["instance 1", "lost", "cut off"]})
+MARKS = pd.DataFrame({"row": ["ours"], "at_s": [0.8], "text": ["killed"]})
+
 DRAWINGS: dict[str, Callable[..., Figure]] = {
     "stage_bars": lambda **words: plots.stage_bars(STAGES, **words),
     "ratio_forest": lambda **words: plots.ratio_forest(RATIOS, quantity="after / before", **words),
@@ -57,6 +60,7 @@ DRAWINGS: dict[str, Callable[..., Figure]] = {
     "sweep_lines": lambda **words: plots.sweep_lines(
         POINTS, setting="slots", quantity="output [tokens/s]", **words
     ),
+    "ends_over_time": lambda **words: plots.ends_over_time(ENDS, MARKS, **words),
     "concurrency_bars": lambda **words: plots.concurrency_bars(SHARES, setting="slots", **words),
     "outcome_bars": lambda **words: plots.outcome_bars(ENDINGS, **words),
     "token_clock": lambda **words: plots.token_clock(ARRIVED, {"CPU\n[cores]": CPU}, spans=SPANS, **words),
@@ -100,6 +104,7 @@ def test_nothing_measured_is_no_error(name: str) -> None:
         "sweep_lines": lambda: plots.sweep_lines(POINTS.iloc[:0], setting="s", quantity="q", title="T"),
         "concurrency_bars": lambda: plots.concurrency_bars(SHARES * float("nan"), setting="s", title="T"),
         "outcome_bars": lambda: plots.outcome_bars(ENDINGS.iloc[1:], title="T"),
+        "ends_over_time": lambda: plots.ends_over_time(ENDS[:0], MARKS[:0], title="T"),
         "token_clock": lambda: plots.token_clock(ARRIVED[:0], {}, spans=SPANS[:0], title="T"),
         "usage_scatter": lambda: plots.usage_scatter(DOTS[:0], resource="CPU", quantity="q", title="T"),
         "slot_timeline": lambda: plots.slot_timeline(REQUESTS.iloc[2:], title="T"),
