@@ -24,7 +24,7 @@ from ollamalab.lab.overload import Asker, at_once
 from ollamalab.lab.subject import Subject
 from ollamalab.lab.tap import Trouble, prompt_of
 from ollamalab.lab.ways import QueueCounts, Way
-from ollamalab.loadgen import LoadGenerator
+from ollamalab.loadgen import LoadGenerator, LoadSettings
 from ollamalab.protocol.upstream import Request
 from ollamalab.records import Outcome, RequestRecord
 
