@@ -159,12 +159,14 @@ class Lab:
         return self._kept(await run_visits(carried, visits, not_run=self.not_run))
 
     async def compare_reloaded(
-        self, subjects: Mapping[str, Subject], shape: PromptShape, *, launches: int
+        self, subjects: Mapping[str, Subject], shape: PromptShape, *, launches: int, is_brief: bool = False
     ) -> Trials:
         """Compare warm requests, one pair per launch of the engines; see ``cold.compare_reloaded``."""
-        rng = random.Random(self._seed)
+        rng, not_run = random.Random(self._seed), self.not_run
         return self._kept(
-            await compare_reloaded(subjects, shape, launches=launches, rng=rng, not_run=self.not_run)
+            await compare_reloaded(
+                subjects, shape, launches=launches, rng=rng, not_run=not_run, is_brief=is_brief
+            )
         )
 
     def _kept(self, trials: Trials) -> Trials:
