@@ -14,6 +14,7 @@ from ollamalab.cli import (  # noqa: F401 - each registers itself
     bench,
     cache,
     compare,
+    deploy,
     doctor,
     embedded,
     models,
