@@ -192,7 +192,7 @@ async def test_a_server_that_lets_nobody_ask_its_engines_has_no_counts(subject: 
 
 
 async def test_an_engine_evaluates_only_what_follows_the_beginning_that_prompts_share() -> None:
-    """With a real model; and a router that knows where a chat went spares the other one work."""
+    """With a real model, straight and through routers: one that knows where a chat went lets less be read."""
     settings = ServerSettings(context_length=1024, num_threads=1)
     await lab.have_models("embedded", DEFAULT_MODEL)
     async with (
