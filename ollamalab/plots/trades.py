@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -34,7 +36,7 @@ def trade_off(
             colour = palette[row.label]
             axes.vlines(row.x, row.low, row.high, color=colour, lw=2, alpha=0.6)
             axes.plot(row.x, row.value, "o", color=colour, ms=8, mec="white")
-            place = {"textcoords": "offset points", "va": "center"}
+            place: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
             axes.annotate(row.label, (row.x, row.value), (9, 6), color=INK, fontweight="bold", **place)
             axes.annotate(row.note, (row.x, row.value), (9, -7), color=MUTED, fontsize=8.5, **place)
         if points.empty:
