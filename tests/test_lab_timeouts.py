@@ -62,9 +62,9 @@ def test_without_a_long_prompt_there_are_no_timeouts() -> None:
 
 def test_the_settings_are_written_as_each_program_takes_them() -> None:
     text = timeouts.settings_sentence("m:7b", Timeouts(connect_s=4.0, first_byte_s=30.0, progress_s=7.0))
-    assert "`timeout=(4, 30)`" in text
-    assert "`Timeout(30, connect=4)`" in text
-    assert "`load_timeout: 30` and `request_timeout: 7`" in text
+    assert "requests timeout=(4, 30)" in text
+    assert "httpx Timeout(30, connect=4)" in text
+    assert "load_timeout: 30, request_timeout: 7" in text
 
 
 def test_the_naive_timeout_has_the_same_margin_over_warm_requests() -> None:

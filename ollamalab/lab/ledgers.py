@@ -86,12 +86,12 @@ def ledger_table(answers: Answers, *, not_run: Mapping[str, str]) -> Table:
     for scenario, group in _known(answers).items():
         parts = [None if part is None else part * _MS for part in mean_parts(group).values()]
         rows.append([scenario, len(group), *parts, mean_e2e_s(group) * _MS])
-    columns = [Column(name="Scenario"), Column(name="n")]
-    columns += [Column(name=heading, unit="ms", format=".1f") for heading in (*PARTS.values(), "sum")]
+    columns = [Column(name="Scenario"), Column(name="n")]  # no units: fifteen columns are wide enough
+    columns += [Column(name=heading, format=".1f") for heading in (*PARTS.values(), "sum")]
     return with_not_run(
         {scenario: reason for scenario, reason in not_run.items() if scenario in answers},
         "ledger",
-        "The stages of a request",
+        "The stages of a request, in ms",
         columns,
         rows,
         caption="Means of n requests, each over a new connection. Load, prompt and answer: as the server "

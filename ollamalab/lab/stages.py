@@ -7,6 +7,7 @@ Each request of a scenario comes over a new connection, so that connecting is al
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import random
 import ssl
 import time
@@ -38,7 +39,7 @@ WHOLE = "not streamed"
 #: Every scenario, the plain one first.
 SCENARIOS = (WARM, WHOLE, SECURED, LOOKED_UP, BUSY, LONG, CACHED, RELOADED, COLD)
 
-#: Ollama takes requests for names under ".localhost" only beside its own; systems may not know them.
+#: For an address. Ollama answers to names under ".localhost"; the system need not know them.
 _NAME = "slow.localhost"
 
 #: Where every request goes.
@@ -139,6 +140,15 @@ def slow_lookup(host: str, after_s: float) -> Lookup:
     return look_up
 
 
+def _name_of(host: str) -> str:
+    """Return a name to look up for a host: its own, unless it is an address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return _NAME
+
+
 class Scenarios:
     """The scenarios on one server; used with ``async with``, or entered by a ``Lab``.
 
@@ -219,7 +229,7 @@ class Scenarios:
     async def _looked_up(self, visit: Visit) -> Asked:
         parts = urlsplit(self._subject.target.url)
         lookup = slow_lookup(parts.hostname or "", self._situations.lookup_s)
-        url = f"{parts.scheme}://{_NAME}:{parts.port}"
+        url = f"{parts.scheme}://{_name_of(parts.hostname or '')}:{parts.port}"
         return await self._ask(self._bodies.draw(visit.block), url=url, lookup=lookup)
 
     async def _busy(self, visit: Visit) -> Asked:

@@ -228,8 +228,8 @@ def settings_sentence(model: str, timeouts: Timeouts) -> str:
         f"{value:g}" for value in (timeouts.connect_s, timeouts.first_byte_s, timeouts.progress_s)
     )
     return (
-        f"{model}: requests `timeout=({connect}, {first})`; httpx `Timeout({first}, connect={connect})`; "
-        f"`ollamalab serve` with `load_timeout: {first}` and `request_timeout: {progress}`."
+        f"Timeouts for {model}: requests timeout=({connect}, {first}); httpx Timeout({first}, "
+        f"connect={connect}); ollamalab serve load_timeout: {first}, request_timeout: {progress}."
     )
 
 
