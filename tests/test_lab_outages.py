@@ -82,12 +82,12 @@ async def test_a_killed_instance_costs_our_gateway_nothing_that_had_not_begun() 
         await lab.preload(instances)
         workload = lab.uniform(DEFAULT_MODEL, SHAPE, requests=1, rate_rps=1.0, seed=0)
         url, pids = instances[0].target.url, instances[0].target.pids()
-        found = await lab.outage(SERVE, instances, workload, clients=6, seconds=2.0, check_s=0.2)
+        found = await lab.outage(SERVE, instances, workload, clients=6, margin_s=1.0, check_s=0.2)
         assert instances[0].target.url == url
         assert not set(pids) & set(instances[0].target.pids())
         assert await instances[0].client.version()
     assert found.count(End.LOST) == 0
-    assert found.count(End.ANSWERED) >= 6
+    assert found.count(End.ANSWERED)
     assert found.count(End.CUT) <= 1
     assert found.began_s < found.killed_s < found.back_s
     assert {record.target for record in found.records} <= {*map(lab.place_of, instances), SERVE}

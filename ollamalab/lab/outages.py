@@ -23,6 +23,9 @@ from ollamalab.protocol.upstream import Request
 from ollamalab.records import Outcome, RequestRecord
 from ollamalab.report import Column, Table
 
+#: No instance takes so long to start.
+_MOST_S = 3600.0
+
 
 class End(StrEnum):
     """How a request ended while an instance was lost."""
@@ -45,7 +48,7 @@ class Outage:
 
     Attributes:
         balancer: Its name.
-        records: Of every request; a record's target is who answered.
+        records: Of every request that ended; a record's target is who answered.
         victim: Host and port of the instance that was killed.
         began_s: When the load began (``time.perf_counter``, like the rest).
         killed_s: When the instance was killed.
@@ -85,44 +88,52 @@ async def outage(
     workload: Workload,
     *,
     clients: int,
-    seconds: float,
+    margin_s: float,
     check_s: float,
 ) -> Outage:
-    """Keep clients busy through a balancer; kill the first instance after a quarter of the time.
+    """Keep clients busy through a balancer while the first instance is killed and started again.
 
-    It is started again at once, with an empty memory, and the balancer has to notice by itself.
+    It comes back with an empty memory, and the balancer has to notice by itself.
 
     Args:
         name: One of ``BALANCERS``.
         instances: Ours, with ports of their own.
         workload: Whose requests are sent.
         clients: Of a closed loop.
-        seconds: How long requests are sent.
+        margin_s: How long they ask after the instance answers again; half of it before it is killed.
         check_s: How often the balancer looks whether a server is there.
     """
     victim = instances[0]
+    moments: list[float] = []
     nonces = random.Random()
 
     def request_of(number: int) -> Request:
         nonce = f"{nonces.randrange(10**9):09d}{number:06d}"
-        return workload.request_of(number, random.Random(number), nonce)
+        return workload.request_of(number, number, nonce)
+
+    async def away() -> None:
+        await asyncio.sleep(margin_s / 2)
+        moments.append(time.perf_counter())
+        kill(victim)
+        await victim.restart()
+        moments.append(time.perf_counter())
+        await asyncio.sleep(margin_s)
 
     urls = [one.target.url for one in instances]
-    load = LoadSettings(clients=clients, requests=None, duration_s=seconds)
     async with balancer(name, urls, check_s=check_s) as url, OllamaConnection(url) as connection:
         began_s = time.perf_counter()
-        sending = asyncio.create_task(offer(connection, load, request_of, name=name, by=instances[-1]))
-        try:
-            await asyncio.sleep(seconds / 4)
-            killed_s = time.perf_counter()
-            kill(victim)
-            await victim.restart()
-            back_s = time.perf_counter()
-        finally:
-            records = await sending
+        records = await offer(
+            connection,
+            LoadSettings(clients=clients, requests=None, duration_s=_MOST_S),
+            request_of,
+            name=name,
+            by=instances[-1],
+            until=away(),
+        )
+    killed_s, back_s = moments
     return Outage(
         balancer=name,
-        records=tuple(records),
+        records=tuple(record for record in records if record.outcome is not Outcome.CANCELLED),
         victim=place_of(victim),
         began_s=began_s,
         killed_s=killed_s,

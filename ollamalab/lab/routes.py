@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 
 from ollamalab.arrivals import ArrivalPattern, Arrivals
 from ollamalab.cluster import Cluster, Member
@@ -55,22 +56,21 @@ class Workload:
         name: As tables call it.
         route: The policy that is made for it.
         load: How requests are offered; ``requests`` says how many.
-        request_of: Given the number of a request, what draws its words (seeded by the block and the number),
-            and a nonce, the request.
+        request_of: Given the number of a request, its block and a nonce, the request.
         neighbours: Clients that use the last instance at the same time, past the balancer.
     """
 
     name: str
     route: str
     load: LoadSettings
-    request_of: Callable[[int, random.Random, str], Request]
+    request_of: Callable[[int, int, str], Request]
     neighbours: int = 0
 
     def requests(self, block: int, nonces: random.Random) -> list[Request]:
         """Return the requests of a visit, in order."""
         nonce = f"{nonces.randrange(10**9):09d}"
         return [
-            self.request_of(number, random.Random(f"{self.name}:{block}:{number}"), f"{nonce}{number:03d}")
+            self.request_of(number, block, f"{nonce}{number:03d}")
             for number in range(self.load.requests or 0)
         ]
 
@@ -81,11 +81,18 @@ class Workload:
 
 def uniform(model: str, shape: PromptShape, *, requests: int, rate_rps: float, seed: int) -> Workload:
     """Return brief requests for one model, independent of each other, whose answers differ in length."""
+
+    def request_of(number: int, block: int, nonce: str) -> Request:
+        rng = random.Random(f"{block}:{number}")
+        tokens = max(1, round(shape.num_predict * rng.uniform(0.5, 1.5)))
+        return _brief(model, replace(shape, num_predict=tokens), rng, nonce)
+
+    arrivals = Arrivals(pattern=ArrivalPattern.POISSON, rate_rps=rate_rps)
     return Workload(
         name="uniform",
         route="least-inflight",
-        load=poisson(requests, rate_rps, seed),
-        request_of=lambda _, rng, nonce: _brief(model, _varied(shape, rng), rng, nonce),
+        load=LoadSettings(arrivals=arrivals, requests=requests, seed=seed),
+        request_of=request_of,
     )
 
 
@@ -96,10 +103,13 @@ def busy_neighbour(model: str, shape: PromptShape, *, requests: int, rate_rps: f
 
 
 def mixed_models(models: Sequence[str], shape: PromptShape, *, requests: int) -> Workload:
-    """Return brief requests one after the other, each for a model that is drawn."""
+    """Return brief requests one after the other, equally many for each model, in an order that is drawn."""
 
-    def request_of(_: int, rng: random.Random, nonce: str) -> Request:
-        return _brief(rng.choice(models), shape, rng, nonce)
+    def request_of(number: int, block: int, nonce: str) -> Request:
+        rng = random.Random(block)
+        order = list(islice(cycle(rng.sample(models, len(models))), requests))
+        rng.shuffle(order)
+        return _brief(order[number], shape, random.Random(f"{block}:{number}"), nonce)
 
     return Workload(
         name="mixed models",
@@ -121,7 +131,7 @@ def growing_chats(model: str, shape: PromptShape, *, talks: int, turns: int) -> 
         turns: Questions in each.
     """
 
-    def request_of(number: int, _: random.Random, nonce: str) -> Request:
+    def request_of(number: int, _: int, nonce: str) -> Request:
         talk, turn = number % talks, number // talks
         rng = random.Random(talk)
         duties = " ".join(rng.choice(WORDS) for _ in range(shape.prompt_tokens))
@@ -140,17 +150,6 @@ def growing_chats(model: str, shape: PromptShape, *, talks: int, turns: int) -> 
         load=LoadSettings(clients=talks, requests=talks * turns),
         request_of=request_of,
     )
-
-
-def poisson(requests: int, rate_rps: float, seed: int) -> LoadSettings:
-    """Return arrivals as from many users."""
-    arrivals = Arrivals(pattern=ArrivalPattern.POISSON, rate_rps=rate_rps)
-    return LoadSettings(arrivals=arrivals, requests=requests, seed=seed)
-
-
-def _varied(shape: PromptShape, rng: random.Random) -> PromptShape:
-    """Return a shape whose answer has half to one and a half times the tokens."""
-    return replace(shape, num_predict=max(1, round(shape.num_predict * rng.uniform(0.5, 1.5))))
 
 
 def _brief(model: str, shape: PromptShape, rng: random.Random, nonce: str) -> Request:
@@ -186,7 +185,13 @@ class Answerers:
 
 
 async def offer(
-    upstream: Upstream, load: LoadSettings, request_of: Callable[[int], Request], *, name: str, by: Subject
+    upstream: Upstream,
+    load: LoadSettings,
+    request_of: Callable[[int], Request],
+    *,
+    name: str,
+    by: Subject,
+    until: Awaitable[object] | None = None,
 ) -> list[RequestRecord]:
     """Offer a load and return its records, each with who answered as its target.
 
@@ -196,6 +201,7 @@ async def offer(
         request_of: Request 0, 1, 2 ...; no two have the same body.
         name: Target of those that nobody answered.
         by: Where the client's own health is noted.
+        until: Ends the load, with what is under way, if it has not ended by itself.
     """
     answerers = Answerers(upstream)
     bodies: dict[int, bytes] = {}
@@ -205,7 +211,17 @@ async def offer(
         bodies[number] = request.body
         return request
 
-    result = await LoadGenerator(answerers, target=name).run(load, noted)
+    generator = LoadGenerator(answerers, target=name)
+    running = asyncio.create_task(generator.run(load, noted))
+    try:
+        if until is not None:
+            await until
+            generator.stop()
+        result = await running
+    except BaseException:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        raise
     by.health.append(result.health)
     return [
         replace(record, target=answerers.by_body.get(bodies[record.index], name)) for record in result.records
@@ -312,10 +328,10 @@ async def _neighbours(workload: Workload, instance: Subject) -> AsyncIterator[No
         yield
         return
     generator = LoadGenerator(instance.upstream, target=instance.target.url)
-    numbers, nonces = random.Random(), random.Random()
+    nonces = random.Random()
 
-    def request_of(_: int) -> Request:
-        return workload.request_of(0, numbers, f"{nonces.randrange(10**9):09d}")
+    def request_of(number: int) -> Request:
+        return workload.request_of(number, -1, f"{nonces.randrange(10**9):09d}")
 
     forever = LoadSettings(clients=workload.neighbours, requests=None, duration_s=3600.0)
     task = asyncio.create_task(generator.run(forever, request_of))
