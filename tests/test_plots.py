@@ -52,6 +52,10 @@ DOTS = pd.DataFrame({"series": ["1", "4"], "x": [0.9, 1.0], "y": [10.0, 20.0]})
 ENDS = pd.DataFrame({"row": ["ours"] * 3, "at_s": [0.1, 0.9, 1.2], "kind": ["instance 1", "lost", "cut off"]})
 MARKS = pd.DataFrame({"row": ["ours"], "at_s": [0.8], "text": ["killed"]})
 
+TRADES = pd.DataFrame(
+    {"x": [380.0, 200.0], "value": [90.0, 120.0], "low": [85.0, None], "high": [95.0, None]}
+).assign(label=["F16", "Q4_0"], note=["the reference", "65 % as F16"])
+
 DRAWINGS: dict[str, Callable[..., Figure]] = {
     "stage_bars": lambda **words: plots.stage_bars(STAGES, **words),
     "ratio_forest": lambda **words: plots.ratio_forest(RATIOS, quantity="after / before", **words),
@@ -67,6 +71,9 @@ DRAWINGS: dict[str, Callable[..., Figure]] = {
     "usage_scatter": lambda **words: plots.usage_scatter(DOTS, resource="CPU", quantity="tokens/s", **words),
     "slot_timeline": lambda **words: plots.slot_timeline(REQUESTS, cpu=CPU, slots=2, **words),
     "token_bars": lambda **words: plots.token_bars(TOKENS, **words),
+    "trade_off": lambda **words: plots.trade_off(
+        TRADES, cost="memory [MB]", quantity="rate [tokens/s]", baseline="F16", **words
+    ),
 }
 
 
@@ -109,6 +116,7 @@ def test_nothing_measured_is_no_error(name: str) -> None:
         "usage_scatter": lambda: plots.usage_scatter(DOTS[:0], resource="CPU", quantity="q", title="T"),
         "slot_timeline": lambda: plots.slot_timeline(REQUESTS.iloc[2:], title="T"),
         "token_bars": lambda: plots.token_bars(TOKENS.iloc[:0], title="T"),
+        "trade_off": lambda: plots.trade_off(TRADES.iloc[:0], cost="c", quantity="q", title="T"),
     }
     assert words_of(empty[name]())
 
@@ -216,3 +224,13 @@ def test_utilisation_is_drawn_up_to_all_of_it() -> None:
     axes = plots.usage_scatter(DOTS, resource="CPU", quantity="tokens/s", title="T").axes[0]
     assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
     assert axes.get_xlim()[1] >= 1
+
+
+def test_a_trade_off_names_each_point_and_greys_the_baseline() -> None:
+    """With room for the words beside the point that costs most."""
+    figure = plots.trade_off(TRADES, cost="memory [MB]", quantity="rate", baseline="F16", title="T")
+    assert {"F16", "the reference", "Q4_0", "65 % as F16"} <= set(words_of(figure).splitlines())
+    axes = figure.axes[0]
+    assert [to_hex(line.get_color()) for line in axes.lines] == [BASELINE, "#0072b2"]
+    assert axes.get_xlim()[1] > 380
+    assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
