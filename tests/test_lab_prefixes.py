@@ -297,9 +297,8 @@ def test_a_curve_has_a_line_per_arm_and_a_point_per_turn() -> None:
 def test_titles_and_sentences_tell_the_numbers_or_only_the_question() -> None:
     found = compared(TTFT, [(0.3 + 0.001 * n, 1.0) for n in range(8)], arm="a clock last", baseline="first")
     assert lab.placement_title(found) == "With a clock last, the first token takes 30% of its time with first"
-    assert lab.prefix_sentence("TTFT", found).startswith(
-        "TTFT, a clock last against first: 0.30× (95 % interval"
-    )
+    said = lab.prefix_sentence("in a chat", found)
+    assert said.startswith("Time to first token in a chat, a clock last against first: 0.30× (95 % interval")
     none = compared(TTFT, [])
     assert lab.placement_title(none) == "Time to first token, with old and with new"
     meter = PromptMeter()
@@ -308,3 +307,13 @@ def test_titles_and_sentences_tell_the_numbers_or_only_the_question() -> None:
         "With first, 90% of a prompt is evaluated; with last, 10%"
     )
     assert lab.tokens_title(shares, "first", "elsewhere") == "Prompt tokens sent and evaluated"
+
+
+def test_a_prompt_that_comes_back_is_told_by_its_tokens() -> None:
+    meter = PromptMeter()
+    pushed_out, unloaded, untold = told(meter, 1.0, 10), told(meter, 2.0, 100), told(meter, 3.0, None)
+    sentence = lab.return_sentence("1 slot", [pushed_out], [unloaded], meter)
+    assert sentence.endswith(
+        "1 slot: 10 of 100 after others took its place, 100 of 100 after the model was unloaded."
+    )
+    assert lab.return_sentence("1 slot", [untold], [], meter).endswith("1 slot: n/a.")

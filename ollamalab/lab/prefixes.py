@@ -427,6 +427,26 @@ def tokens_title(shares: pd.DataFrame, label: str, other: str) -> str:
     return f"With {label}, {ratios[label]:.0%} of a prompt is evaluated; with {other}, {ratios[other]:.0%}"
 
 
-def prefix_sentence(what: str, comparison: Comparison) -> str:
-    """Return a result: "Time to first token, arm against baseline: ..."."""
-    return f"{what}, {comparison.arm} against {comparison.baseline}: {result_text(comparison)}."
+def prefix_sentence(when: str, comparison: Comparison) -> str:
+    """Return "Time to first token {when}, with arm against baseline: ..."."""
+    arms = f"{comparison.arm} against {comparison.baseline}"
+    return f"Time to first token {when}, {arms}: {result_text(comparison)}."
+
+
+def return_sentence(
+    server: str, asked: Sequence[RequestRecord], anew: Sequence[RequestRecord], meter: PromptMeter
+) -> str:
+    """Return what is evaluated of a prompt that comes back after others took its slot, and after an unload.
+
+    Args:
+        server: Its name.
+        asked: Prompts in turn; the last is one that came before.
+        anew: The same after the model was loaded again; none where that was not done.
+        meter: What was evaluated for them.
+    """
+    parts = [
+        f"{meter.evaluated(records[-1])} of {records[-1].prompt_tokens} {when}"
+        for records, when in ((asked, "after others took its place"), (anew, "after the model was unloaded"))
+        if records and meter.evaluated(records[-1]) is not None
+    ]
+    return f"Tokens evaluated when a prompt comes back, {server}: {', '.join(parts) or 'n/a'}."
