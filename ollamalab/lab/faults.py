@@ -18,7 +18,6 @@ from typing import Any
 from ollamalab.connection import OllamaConnection
 from ollamalab.errors import SamplerUnavailable, TargetError, UpstreamError
 from ollamalab.hosts import Target
-from ollamalab.hosts.web import get_json
 from ollamalab.lab.accounts import Episode
 from ollamalab.lab.overload import Asker, at_once
 from ollamalab.lab.subject import Subject
@@ -48,7 +47,6 @@ _LONG_TOKENS = 16
 #: Scenarios that take a server of ours: its engine is ended, or its queue is short.
 _OURS_ALONE = (NOT_LOADED, KILLED, HANGS)
 
-_STATUS_TIMEOUT_S = 10.0
 _SETTLE_S = 30.0
 _POLL_S = 0.02
 
@@ -130,22 +128,24 @@ class Scenarios:
 
     async def kill(self, way: Way) -> Episode:
         """The engine is killed in the middle of an answer."""
-        return await self._play(KILLED, way, self._long(), meanwhile=self._signalling(way, "KILL"))
+        pid = await asyncio.to_thread(engine_pid, self._subject.target)
+        killing = _signalling(way, pid, signal.SIGKILL)
+        return await self._play(KILLED, way, self._long(), meanwhile=killing)
 
     async def hang(self, way: Way) -> Episode:
         """The engine stops in the middle of an answer, and goes on when every client has left."""
-        stopped = engine_pid(self._subject.target)
+        pid = await asyncio.to_thread(engine_pid, self._subject.target)
         try:
             return await self._play(
                 HANGS,
                 way,
                 self._long(),
                 load=at_once(self._count, self._silence_s),
-                meanwhile=self._signalling(way, "STOP"),
-                afterwards=lambda: _signal(stopped, signal.SIGCONT),
+                meanwhile=_signalling(way, pid, signal.SIGSTOP),
+                afterwards=lambda: _signal(pid, signal.SIGCONT),
             )
         finally:
-            _signal(stopped, signal.SIGCONT)
+            _signal(pid, signal.SIGCONT)
 
     async def cut(self, way: Way) -> Episode:
         """Every second connection to the server breaks in the middle of an answer."""
@@ -211,15 +211,6 @@ class Scenarios:
     def _long(self) -> list[Request]:
         """Return requests whose answers take long enough for something to happen in the middle."""
         return self._asker.requests(self._count, num_predict=_LONG_TOKENS)
-
-    def _signalling(self, way: Way, name: str) -> Meanwhile:
-        pid = engine_pid(self._subject.target)
-
-        async def send(_: LoadGenerator) -> None:
-            await way.tap.until_text()
-            _signal(pid, signal.Signals[f"SIG{name}"])
-
-        return send
 
     async def _play(
         self,
@@ -302,20 +293,15 @@ def why_not(scenario: str, target: Target) -> str:
 
 
 def engine_pid(target: Target) -> int:
-    """Return the process of the one engine that a server of ours has loaded.
+    """Return the process of the one engine that a server of ours has loaded; blocks for a moment.
 
     Raises:
         TargetError: It has none, or several.
     """
-    if target.kind == "embedded":
-        pids = [
-            engine["pid"] for engine in get_json(f"{target.url}/lab/engines", timeout_s=_STATUS_TIMEOUT_S)
-        ]
-    else:
-        pids = [int(pid) for pid in target.slots()]  # Ollama's are known by their pids
+    pids = [engine.pid for engine in target.engines()]
     if len(pids) != 1:
         raise TargetError(f"{target.url} has {len(pids)} engines; a scenario wants just one")
-    return int(pids[0])
+    return pids[0]
 
 
 def busy_slots(target: Target) -> int | None:
@@ -324,6 +310,16 @@ def busy_slots(target: Target) -> int | None:
         return sum(bool(slot["is_processing"]) for slots in target.slots().values() for slot in slots)
     except (SamplerUnavailable, UpstreamError):
         return None
+
+
+def _signalling(way: Way, pid: int, number: signal.Signals) -> Meanwhile:
+    """Return what sends a signal to a process once a first piece of an answer has come."""
+
+    async def send(_: LoadGenerator) -> None:
+        await way.tap.until_text()
+        _signal(pid, number)
+
+    return send
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
