@@ -22,7 +22,7 @@ import jsonschema
 import pytest
 import yaml
 from gateway_service import gateway
-from plausible_run import EXPERIMENTS, TARGET, compared, make_run
+from plausible_run import TARGET, compared, make_run
 
 from ollamalab.compare import Metric
 from ollamalab.deploy import KINDS, Profile, profile_of_config, profile_of_run, render
@@ -61,9 +61,14 @@ FOUND = (
 )
 
 
-def advised_run(folder: Path, *found: tuple[Advice, float]) -> Path:
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("plain") / "run")
+
+
+def advised_run(plain: Path, folder: Path, *found: tuple[Advice, float]) -> Path:
     """Write a run whose contrasts speak about settings."""
-    make_run(folder)
+    shutil.copytree(plain, folder)
     report = Report("09_cluster_routing", parameters={}, folder=folder)
     metric = Metric(name="response_s", better="lower", unit="s")
     for place, (advice, ratio) in enumerate(found):
@@ -75,8 +80,8 @@ def advised_run(folder: Path, *found: tuple[Advice, float]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return advised_run(tmp_path_factory.mktemp("results") / "2026-11-21T034408Z", *FOUND)
+def run_folder(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return advised_run(plain, tmp_path_factory.mktemp("results") / "2026-11-21T034408Z", *FOUND)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +159,7 @@ def test_the_load_timeout_is_three_times_the_slowest_load_and_never_below_the_de
     assert "proxy_read_timeout 640s;" in only(profile, "nginx")
 
 
-def test_what_is_no_setting_is_refused_whatever_a_run_says(tmp_path: Path) -> None:
+def test_what_is_no_setting_is_refused_whatever_a_run_says(plain: Path, tmp_path: Path) -> None:
     bad = (
         Advice(part="server", setting="OLLAMA_X", value="1\nExecStart=/bin/evil"),
         Advice(part="server", setting="PATH", value="/tmp"),
@@ -162,7 +167,7 @@ def test_what_is_no_setting_is_refused_whatever_a_run_says(tmp_path: Path) -> No
         Advice(part="gateway", setting="cash", value="memory"),
     )
     for place, advice in enumerate(bad):
-        run = load_run(advised_run(tmp_path / str(place), (advice, 0.5)))
+        run = load_run(advised_run(plain, tmp_path / str(place), (advice, 0.5)))
         with pytest.raises(RunError, match="run it again") as refused:
             profile_of_run(run)
         assert "\n" not in str(refused.value)
@@ -461,11 +466,10 @@ def test_bad_input_is_one_line_and_status_2(run_folder: Path, tmp_path: Path) ->
         assert word in done.stderr
 
 
-def test_a_run_without_findings_makes_files_that_set_nothing(tmp_path: Path) -> None:
-    profile = profile_of_run(load_run(make_run(tmp_path / "plain")))
+def test_a_run_without_findings_makes_files_that_set_nothing(plain: Path) -> None:
+    profile = profile_of_run(load_run(plain))
     assert "Nothing to set" in only(profile, "env")
     for kind in KINDS:
         assert render(kind, profile, program=PROGRAM)
     with pytest.raises(SettingsError):
         render("helm", profile, program=PROGRAM)
-    assert set(EXPERIMENTS) >= {"09_cluster_routing"}
