@@ -143,7 +143,8 @@ class Sampling:
         self._begun_s = self._elapsed_s = self._cpu_s = 0.0
         self._failure: Exception | None = None
         self._first_round_done = threading.Event()
-        self._leave = threading.Event()
+        # Held while inside the ``with``. A lock, because Event.wait is Python that each beat would run cold.
+        self._inside = threading.Lock()
         # A daemon, so that a reading which never returns (a hung driver) cannot hold up the exit.
         self._thread = threading.Thread(target=self._run, name="ollamalab-sampling", daemon=True)
 
@@ -207,6 +208,7 @@ class Sampling:
         ]
 
     def __enter__(self) -> Self:
+        self._inside.acquire()
         self._thread.start()
         self._first_round_done.wait()
         return self
@@ -217,7 +219,7 @@ class Sampling:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._leave.set()
+        self._inside.release()
         self._thread.join(_JOIN_S)
         if self._thread.is_alive():
             with self._lock:
@@ -231,16 +233,16 @@ class Sampling:
         active = list(self._samplers)
         self._begun_s = due_s = self._clock()
         try:
-            while True:
-                last = self._leave.is_set()
-                self._read_round(active)
-                self._first_round_done.set()
-                if last:
-                    return
+            self._read_round(active)
+            self._first_round_done.set()
+            has_left = False
+            while not has_left:
                 due_s, missed = next_beat(due_s, self._clock(), self._interval_s)
-                with self._lock:
-                    self._missed += missed
-                self._leave.wait(max(0.0, due_s - self._clock()))
+                if missed:
+                    with self._lock:
+                        self._missed += missed
+                has_left = self._inside.acquire(timeout=max(0.0, due_s - self._clock()))
+                self._read_round(active)
         except Exception as error:
             self._failure = error
         finally:
