@@ -132,11 +132,13 @@ def trade_points(
 
 def trade_title(rate: Comparison, memory: Mapping[str, Memory]) -> str:
     """Return what the smaller variant gains in speed, and what it takes of the memory."""
-    sizes = (memory[rate.arm].total_bytes, memory[rate.baseline].total_bytes)
-    share = f" in {sizes[0] / sizes[1]:.0%} of the memory" if sizes[0] and sizes[1] else ""
+    own, other = memory[rate.arm].total_bytes, memory[rate.baseline].total_bytes
+    share = f"{own / other:.0%} of the memory" if own and other else ""
     if rate.estimate is None or rate.verdict is None or rate.verdict.direction is None:
-        return f"{rate.arm}: no difference in decode rate to {rate.baseline} was shown{share and ','}{share}"
-    return f"{rate.arm} decodes at {rate.estimate:.2f}× the rate of {rate.baseline}{share}"
+        words = f"{rate.arm} against {rate.baseline}: no difference in decode rate was shown"
+        return f"{words}; it takes {share}" if share else words
+    words = f"{rate.arm} decodes at {rate.estimate:.2f}× the rate of {rate.baseline}"
+    return f"{words}, in {share}" if share else words
 
 
 def rate_sentence(comparison: Comparison) -> str:
