@@ -461,3 +461,20 @@ async def test_an_offer_gives_every_record(subject: Subject) -> None:
     async with Ways(subject, {}, pace_bytes_s=400) as ways:
         records = await offer(ways.by_name[lab.STRAIGHT], asker(subject), lab.at_once(4, 30))
     assert [record.outcome for record in records] == [OK] * 4
+
+
+async def test_a_short_line_answers_more_than_one_without_an_end(subject: Subject) -> None:
+    """With a service of a fixed time: 3 of 14 in time straight, 6 of 14 where one may wait."""
+    async with (
+        ScriptedServer(script(first_s=0.25, gap_s=0.0, tokens=2)) as server,
+        open_target(server.url) as target,
+        Subject(target, "scripted", seed=1) as slow,
+        Ways(slow, {GATEWAY: {"max_concurrent": 1, "max_queue": 1}}, pace_bytes_s=400) as ways,
+    ):
+        straight = ways.by_name[lab.STRAIGHT]
+        rush = Overloads(straight, asker(subject), places=1, load=3.0, requests=14, patience=2.5)
+        ratios = {
+            name: lab.in_time_ratio(list(await rush.on(way)(Visit(index=0, block=0, arm=name))))
+            for name, way in ways.by_name.items()
+        }
+    assert (ratios[lab.STRAIGHT] or 0) < (ratios[GATEWAY] or 0)
