@@ -136,9 +136,10 @@ def test_a_check_delays_the_connection_if_most_of_its_time_is_there(
 
 def test_without_pairs_nothing_is_observed() -> None:
     none = compared(CONNECT, [(None, None)], arm=ROOT_FIRST, baseline=NO_CHECK, is_primary=False)
-    assert habits.observe_checks(checked(0.002), none, []).holds is None
+    seen = habits.observe_checks(checked(0.002), none, [])
+    assert (seen.holds, seen.evidence) == (None, "0 pairs cannot carry an interval")
     empty = Trials(arms=(NO_CHECK, ROOT_FIRST), records=())
-    assert habits.observe_checks(empty, later(0.0), []).holds is None
+    assert habits.observe_checks(empty, later(0.0), []).holds is None, "nobody knows how long the check took"
 
 
 def test_sentences_and_tables_say_what_was_set_against_what() -> None:

@@ -18,7 +18,7 @@ from ollamalab.lab.clients import LIBRARIES, Reuse, calls
 from ollamalab.lab.ledgers import mean_parts
 from ollamalab.lab.observation import Observation
 from ollamalab.lab.pooling import ask as ask_whole
-from ollamalab.lab.sentences import result_text
+from ollamalab.lab.sentences import plural, result_text
 from ollamalab.lab.stages import PATH, Bodies, ask
 from ollamalab.lab.subject import Subject
 from ollamalab.lab.trials import Trials, Visitor
@@ -98,7 +98,7 @@ def observe_checks(
     """
     own_s = before_s(trials, arm)
     if own_s is None or added.low is None or added.high is None or added.estimate is None:
-        return Observation(holds=None, evidence=added.reason or "no request completed")
+        return Observation(holds=None, evidence=f"{plural(added.pairs, 'pair')} cannot carry an interval")
     holds = False if added.high < own_s / 2 else True if added.low > own_s / 2 else None
     evidence = (
         f"{arm}: the check takes {own_s * _MS:.2f} ms of its own; the connection then stands "
