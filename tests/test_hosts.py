@@ -470,6 +470,12 @@ async def test_the_number_of_threads_reaches_ollamas_engines() -> None:
 
 
 @pytest.mark.usefixtures("standin")
+async def test_ollamas_engines_are_asked_to_count_what_they_evaluate() -> None:
+    async with open_target("ollama") as target:
+        assert get_json(f"{target.url}/environment", timeout_s=5)["LLAMA_ARG_ENDPOINT_METRICS"] == "1"
+
+
+@pytest.mark.usefixtures("standin")
 async def test_a_setting_that_an_old_ollama_would_ignore_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STANDIN_VERSION", "0.24.0")
     with pytest.raises(TargetError, match=r"num_threads=2 needs Ollama 0\.30 or newer, not 0\.24\.0"):
