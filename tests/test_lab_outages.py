@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
-from lab_samples import done, failed
+from lab_samples import done, failed, lab_of
 
 from ollamalab import lab, plots
 from ollamalab.connection import OllamaConnection
@@ -17,7 +16,6 @@ from ollamalab.embedded.models import DEFAULT_MODEL
 from ollamalab.hosts import open_target
 from ollamalab.lab import End, Outage, PromptShape, Subject
 from ollamalab.lab.balancers import CADDY, NGINX, NGINX_POST, SERVE, caddy_binary
-from ollamalab.lab.fronts import free_port
 from ollamalab.lab.outages import end_of
 from ollamalab.lab.routes import offer
 from ollamalab.loadgen import LoadSettings
@@ -71,14 +69,10 @@ def test_what_is_not_installed_is_told_with_the_command_that_installs_it(
 
 async def test_a_killed_instance_costs_our_gateway_nothing_that_had_not_begun() -> None:
     """It comes back on its port with its engine, and all requests end."""
-    await lab.have_models("embedded", DEFAULT_MODEL)
+    experiment = lab_of("09_cluster_routing")
     settings = ServerSettings(context_length=512, num_threads=1)
-    async with AsyncExitStack() as stack:
-        instances = []
-        for _ in range(2):
-            opened = open_target("embedded", settings, models=[DEFAULT_MODEL], port=free_port())
-            target = await stack.enter_async_context(opened)
-            instances.append(await stack.enter_async_context(Subject(target, DEFAULT_MODEL, seed=1)))
+    try:
+        instances = await lab.open_instances(experiment, "embedded", DEFAULT_MODEL, settings, count=2)
         await lab.preload(instances)
         workload = lab.uniform(DEFAULT_MODEL, SHAPE, requests=1, rate_rps=1.0, seed=0)
         url, pids = instances[0].target.url, instances[0].target.pids()
@@ -86,6 +80,8 @@ async def test_a_killed_instance_costs_our_gateway_nothing_that_had_not_begun() 
         assert instances[0].target.url == url
         assert not set(pids) & set(instances[0].target.pids())
         assert await instances[0].client.version()
+    finally:
+        await experiment.close()
     assert found.count(End.LOST) == 0
     assert found.count(End.ANSWERED)
     assert found.count(End.CUT) <= 1

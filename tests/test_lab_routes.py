@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from lab_samples import E2E, compared, done, failed, trials
+from lab_samples import E2E, compared, done, failed, lab_of, trials
 
 from ollamalab import lab
 from ollamalab.compare import Visit
@@ -27,6 +27,7 @@ from ollamalab.settings import ServerSettings
 MODEL = "scripted"
 SHAPE = PromptShape(prompt_tokens=20, num_predict=4)
 SCRIPT = Script(first_s=0.002, gap_s=0.001, tokens=4)
+EXPERIMENT = "09_cluster_routing"
 VISIT = Visit(index=3, block=1, arm="a")
 
 
@@ -170,7 +171,7 @@ async def test_tokens_count_only_where_every_server_tells(instances: list[Subjec
 
 async def test_what_cannot_be_opened_is_told(instances: list[Subject]) -> None:
     url = instances[0].target.url
-    experiment = lab.Lab("07_parallel_slots", dict.fromkeys(_PARAMETERS, 0))
+    experiment = lab_of(EXPERIMENT)
     with pytest.raises(SettingsError, match="peers"):
         await lab.open_instances(experiment, url, MODEL, ServerSettings(), count=2)
     with pytest.raises(SettingsError, match="gpus"):
@@ -180,12 +181,6 @@ async def test_what_cannot_be_opened_is_told(instances: list[Subject]) -> None:
     assert [one.target.url for one in found] == [url, *peers]
     assert list(experiment.report.server) == ["instance 1", "instance 2"]
     await experiment.close()
-
-
-_PARAMETERS = (
-    "target", "model", "slots", "rate_rps", "requests", "prompt_tokens", "num_predict", "context_length",
-    "pairs", "reference", "reference_slots", "seed",
-)  # fmt: skip
 
 
 # What is shown
