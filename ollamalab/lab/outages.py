@@ -217,6 +217,8 @@ def outages_table(name: str, title: str, outages: Sequence[Outage], not_run: Map
 
 def outage_title(outages: Sequence[Outage]) -> str:
     """Return what each balancer lost."""
+    if not outages:
+        return "No instance was killed here"
     parts = [f"{outage.balancer} {outage.count(End.LOST)}" for outage in outages]
     return f"Requests lost before their first token when an instance is killed: {', '.join(parts)}"
 

@@ -58,6 +58,7 @@ class Workload:
         load: How requests are offered; ``requests`` says how many.
         request_of: Given the number of a request, its block and a nonce, the request.
         neighbours: Clients that use the last instance at the same time, past the balancer.
+        counts_tokens: Whether engines are asked how many prompt tokens they evaluate in a visit.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Workload:
     load: LoadSettings
     request_of: Callable[[int, int, str], Request]
     neighbours: int = 0
+    counts_tokens: bool = False
 
     def requests(self, block: int, nonces: random.Random) -> list[Request]:
         """Return the requests of a visit, in order."""
@@ -149,6 +151,7 @@ def growing_chats(model: str, shape: PromptShape, *, talks: int, turns: int) -> 
         route="prefix",
         load=LoadSettings(clients=talks, requests=talks * turns),
         request_of=request_of,
+        counts_tokens=True,
     )
 
 
@@ -301,10 +304,10 @@ class Routes:
         async def visit(visit: Visit) -> Sequence[RequestRecord]:
             requests = workload.requests(visit.block, self._nonces)
             load = replace(workload.load, seed=workload.load.seed + visit.block)
-            before = await evaluated_tokens(behind)
+            before = await evaluated_tokens(behind) if workload.counts_tokens else None
             async with self._way(way, behind, visit) as upstream, _neighbours(workload, behind[-1]):
                 records = await offer(upstream, load, requests.__getitem__, name=way, by=behind[0])
-            after = await evaluated_tokens(behind)
+            after = await evaluated_tokens(behind) if workload.counts_tokens else None
             if (tokens := tokens_between(before, after)) is not None:
                 self.evaluated[visit.arm, visit.index] = tokens
             return records
@@ -404,7 +407,7 @@ def routes_table(name: str, title: str, trials: Trials, evaluated: Mapping[tuple
     caption = (
         "Response from the planned send. Loads: requests whose server reports that it loaded their model "
         f"for {LOAD_S:g} s or more. Evaluated: prompt tokens per visit by the engines' own count, n/a where "
-        "a server does not tell. Busiest instance: its share of the completed requests."
+        "nobody asks or a server does not tell. Busiest instance: its share of the completed requests."
     )
     return Table.of(name, title, columns, rows, caption=caption)
 
