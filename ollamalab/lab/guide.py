@@ -267,7 +267,7 @@ async def observe_compiling(
         not_run: Why it cannot be tried; None if it can.
     """
     if not_run or not gpus["gpus"]:
-        return Observation(holds=None, evidence=not_run or f"no GPU: {gpus['reason']}")
+        return Observation(holds=None, evidence=not_run or str(gpus["reason"]))
     loads = []
     for _ in range(starts):
         with tempfile.TemporaryDirectory() as cache:

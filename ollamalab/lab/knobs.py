@@ -240,15 +240,13 @@ class Held:
 
 
 async def held(subject: Subject) -> Held | None:
-    """Return how the server lists its model; a model that is not loaded is loaded meanwhile.
+    """Return how the server lists its model, which is loaded for it and unloaded again.
 
     None if the server does not keep it even for a moment.
     """
-    was_loaded = await subject.is_loaded()
     await subject.load()
     entry = await subject.listing()
-    if not was_loaded:
-        await subject.unload()
+    await subject.unload()
     if entry is None:
         return None
     expires = entry.get("expires_at")
@@ -392,8 +390,10 @@ def turns_seen(turns: Mapping[str, Sequence[Turn]], *, not_run: str | None = Non
     for name, one in turns.items():
         gone = sum(turn.other_is_gone for turn in one)
         load_ms, _ = _waits(one)
-        wait = "" if load_ms is None else f", and a request waited {load_ms:.1f} ms for its model (median)"
-        parts.append(f"with {name} the other model was gone after {gone} of {len(one)} requests{wait}")
+        wait = (
+            "" if load_ms is None else f" and a load took {load_ms:.{0 if load_ms >= 10 else 1}f} ms (median)"
+        )
+        parts.append(f"with {name} the other one was gone after {gone} of {len(one)} requests{wait}")
     kept = not any(turn.other_is_gone for turn in limited)
     return Observation(
         holds=kept, evidence="two models, both to stay for a day: " + "; ".join(parts), n=len(limited)
