@@ -151,6 +151,8 @@ def test_sentences_and_tables_say_what_was_set_against_what() -> None:
     (row,) = habits.batches_table({"4 slots": found}, requests=3).rows
     assert row[:3] == ("4 slots", 1.0, 0.5)
     spared = compared(ratio, [(0.5, 1.0)] * 8, arm=NO_CHECK, baseline=ROOT_FIRST)
+    (row,) = habits.checks_table([spared]).rows
+    assert row[:3] == (ROOT_FIRST, 1.0, 0.5)
     assert "with no check against one with GET / first: 0.50×" in habits.check_sentence(spared)
     empty = Trials(arms=(ANEW, ONCE), records=())
     assert "takes n/a; encoded once: 0.50×" in habits.preparation_sentence(empty, spared)

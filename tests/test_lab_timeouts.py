@@ -69,7 +69,7 @@ def test_the_settings_are_written_as_each_program_takes_them() -> None:
 
 def test_the_naive_timeout_has_the_same_margin_over_warm_requests() -> None:
     derived = Timeouts(connect_s=4.0, first_byte_s=30.0, progress_s=7.0)
-    warm = [done(end_s=0.1), done(end_s=0.2), failed()]
+    warm = [done(end_s=0.1), done(end_s=0.2), done(end_s=9.0), failed()]
     assert timeouts.both_waits(warm, derived) == {FROM_WARM: pytest.approx(0.6), FROM_LOADS: 30.0}
     assert timeouts.both_waits(warm, None) == {}
 

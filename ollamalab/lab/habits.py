@@ -125,6 +125,17 @@ def _signed(seconds: float) -> str:
     return f"{seconds * _MS:+.2f}".replace("-", "−")
 
 
+def checks_table(found: Iterable[Comparison]) -> Table:
+    """Return one row per kind of check: the response with it and without."""
+    return _both_ways(
+        "checks",
+        "A short generation without a health check",
+        {item.baseline: item for item in found},
+        heads=("Check", "With", "Without"),
+        caption="Response from the beginning of the check.",
+    )
+
+
 def check_sentence(spared: Comparison) -> str:
     """Return what a request gains without a health check."""
     return f"A short generation with {spared.arm} against one with {spared.baseline}: {result_text(spared)}."
@@ -205,34 +216,49 @@ def batch_arm(server: str, way: str) -> str:
 
 def batches_table(found: Mapping[str, Comparison], *, requests: int) -> Table:
     """Return one row per server: until all requests are answered, one by one and at once."""
-    rows = [
-        (
-            server,
-            item.baseline_value,
-            item.arm_value,
-            None if item.estimate is None else (item.estimate, item.low, item.high),
-            item.pairs,
-            item.verdict.text if item.verdict else item.reason,
-        )
-        for server, item in found.items()
-    ]
-    return Table.of(
+    return _both_ways(
         "batches",
         f"Until {requests} requests are answered",
-        [
-            Column(name="Server"),
-            Column(name="One by one", unit="s", format=".2f"),
-            Column(name="At once", unit="s", format=".2f"),
-            Column(name="Ratio", format=".2f"),
-            Column(name="Pairs"),
-            Column(name="Verdict"),
-        ],
-        rows,
-        caption="Means of the visits, first send to last end; Hodges–Lehmann ratio over pairs with its exact "
-        "95 % interval. The server with most slots has the primary contrast.",
+        found,
+        heads=("Server", "One by one", "At once"),
+        caption="First send to last end. The server with most slots has the primary contrast.",
     )
 
 
 def batch_sentence(found: Comparison) -> str:
     """Return what sending at once does to the time until all are answered."""
     return f"Until all are answered, {found.arm} against {found.baseline}: {result_text(found)}."
+
+
+# What both show
+
+
+def _both_ways(
+    name: str, title: str, found: Mapping[str, Comparison], *, heads: tuple[str, str, str], caption: str
+) -> Table:
+    """Return one row per comparison, each with a baseline of its own."""
+    rows = [
+        (
+            label,
+            item.baseline_value,
+            item.arm_value,
+            None if item.estimate is None else (item.estimate, item.low, item.high),
+            item.pairs,
+            item.verdict.text if item.verdict else item.reason,
+        )
+        for label, item in found.items()
+    ]
+    return Table.of(
+        name,
+        title,
+        [
+            Column(name=heads[0]),
+            Column(name=heads[1], unit="s", format=".3f"),
+            Column(name=heads[2], unit="s", format=".3f"),
+            Column(name="Ratio", format=".2f"),
+            Column(name="Pairs"),
+            Column(name="Verdict"),
+        ],
+        rows,
+        caption=f"{caption} Means of the visits; Hodges–Lehmann ratio over pairs with its exact 95 % interval.",
+    )

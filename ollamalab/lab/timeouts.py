@@ -257,14 +257,14 @@ def both_waits(warm: Iterable[RequestRecord], derived: Timeouts | None) -> dict[
     """Return the seconds that each arm waits for a first byte; none if nothing was derived.
 
     Args:
-        warm: Warm requests, at least one of them completed: the same margin over the longest of these is
+        warm: Warm requests, at least one of them completed: the same margin over what these usually take is
             what somebody chooses who never saw a model load.
         derived: From the loads.
     """
     if derived is None:
         return {}
-    longest_s = max(value for one in completed(warm) if (value := e2e_final_line_s(one)) is not None)
-    return {FROM_WARM: MARGIN * longest_s, FROM_LOADS: derived.first_byte_s}
+    usual_s = median(value for one in completed(warm) if (value := e2e_final_line_s(one)) is not None)
+    return {FROM_WARM: MARGIN * usual_s, FROM_LOADS: derived.first_byte_s}
 
 
 def tried_table(trials: Trials, timeouts: Mapping[str, float]) -> Table:
