@@ -151,9 +151,11 @@ def test_why_nothing_can_be_told_of_a_gpu_is_one_line() -> None:
     assert lab.why_no_utilisation([], [], 60) == "the GPUs tell no utilisation"
     assert "a visit lasts 2.0 s" in str(lab.why_no_utilisation(samples, [], 2.0))
     assert lab.why_no_utilisation(samples, [], 60) is None
-    assert lab.why_no_energy(GpuUse([]), notes, visit_of(0, 1)) == NO_GPU
-    assert "too short" in str(lab.why_no_energy(GpuUse(gpu_samples()), [], visit_of(50, 5)))
-    assert lab.why_no_energy(GpuUse(gpu_samples()), [], visit_of(50, 60)) is None
+    long, short = visit_of(50, 60, visit=0), visit_of(50, 5, visit=1)
+    both, brief = (Trials(arms=("a",), records=tuple(records)) for records in (long + short, short))
+    assert lab.why_no_energy(GpuUse([]), notes, both, "a") == NO_GPU
+    assert "too short" in str(lab.why_no_energy(GpuUse(gpu_samples()), [], brief, "a"))
+    assert lab.why_no_energy(GpuUse(gpu_samples()), [], both, "a") is None
 
 
 def test_a_recording_of_a_gpu_run_goes_the_same_way(tmp_path: Path) -> None:
@@ -165,7 +167,8 @@ def test_a_recording_of_a_gpu_run_goes_the_same_way(tmp_path: Path) -> None:
         pass
     assert [sample.source for sample in sampling.samples][:1] == ["gpu0"]
     assert lab.why_no_utilisation(sampling.samples, sampling.notes, 60) is None
-    assert lab.why_no_energy(GpuUse(sampling.samples), sampling.notes, visit_of(0, 1)) != NO_GPU
+    brief = Trials(arms=("a",), records=tuple(visit_of(0, 1)))
+    assert "no GPU" not in str(lab.why_no_energy(GpuUse(sampling.samples), sampling.notes, brief, "a"))
 
 
 # Tables, titles and sentences

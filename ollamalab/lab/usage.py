@@ -17,6 +17,7 @@ from statistics import fmean
 import pandas as pd
 
 from ollamalab.compare import Comparison, Visit
+from ollamalab.lab.frames import one_visit
 from ollamalab.lab.sentences import result_text
 from ollamalab.lab.subject import PromptShape, Subject
 from ollamalab.lab.trials import Statistic, Trials, Visitor, not_run_text
@@ -183,12 +184,13 @@ def why_no_utilisation(samples: Iterable[Sample], notes: Iterable[str], visit_s:
     return None
 
 
-def why_no_energy(gpu: GpuUse, notes: Iterable[str], visit: Sequence[RequestRecord]) -> str | None:
-    """Return why energy per token cannot be told of a visit; None if it can."""
+def why_no_energy(gpu: GpuUse, notes: Iterable[str], trials: Trials, arm: str) -> str | None:
+    """Return why energy per token can be told of no visit of an arm; None if it can of one."""
     if not gpu.samples:
         return _no_gpu(notes) or "no GPU was sampled"
-    found = gpu.energy(visit)
-    return None if found.per_token_j is not None else found.reasons[0]
+    if trials.per_visit(arm, gpu.per_token_j):
+        return None
+    return gpu.energy(one_visit(trials, arm)).reasons[0]
 
 
 def _no_gpu(notes: Iterable[str]) -> str | None:
