@@ -125,6 +125,7 @@ def test_each_knob_has_one_primary_contrast_and_its_setting_is_the_advice() -> N
 
 def test_a_title_says_when_there_is_no_verdict() -> None:
     assert "too few pairs" in lab.knobs_title([compared(RESPONSE, [(1.0, 1.0)])])
+    assert "were not run" in lab.knobs_title([compared(RESPONSE, [])])
 
 
 def test_rates_are_those_of_the_server_and_moments_those_of_the_client() -> None:
@@ -257,7 +258,9 @@ def test_a_limit_that_evicts_nothing_would_hold() -> None:
     assert lab.turns_seen({ONE_MODEL: [stays]}).holds is True
 
 
-async def test_a_model_is_looked_at_with_its_options_and_given_back(opened: AsyncExitStack) -> None:
+async def test_a_model_is_looked_at_with_its_options_and_left_where_it_is_not_ours(
+    opened: AsyncExitStack,
+) -> None:
     places = Places(room=1)
     subject = await subject_on(places, opened)
     subject.options = {"num_ctx": 512}
@@ -266,5 +269,5 @@ async def test_a_model_is_looked_at_with_its_options_and_given_back(opened: Asyn
     assert (seen.size_bytes, seen.context_tokens) == (5_000_000, 512)
     assert seen.stays_s
     assert seen.stays_s > 9e9
-    assert places.options[0] == {"num_ctx": 512}
-    assert places.loaded == []
+    assert places.options == [{"num_ctx": 512}]
+    assert places.loaded == ["first:1b"]

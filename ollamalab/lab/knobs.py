@@ -206,6 +206,8 @@ def knobs_title(contrasts: Sequence[Comparison]) -> str:
     """Return which settings change a response, and of how many no difference was shown."""
     primary = [item for item in contrasts if item.is_primary]
     judged = [item for item in primary if item.verdict]
+    if not any(item.pairs + item.lost_pairs for item in primary):
+        return "Settings one at a time were not run here"
     if not judged:
         return "Settings one at a time: too few pairs for a verdict"
     shown = [item for item in judged if item.verdict and item.verdict.direction]
@@ -240,13 +242,14 @@ class Held:
 
 
 async def held(subject: Subject) -> Held | None:
-    """Return how the server lists its model, which is loaded for it and unloaded again.
+    """Return how the server lists its model, which is loaded for it; a server of ours unloads it again.
 
     None if the server does not keep it even for a moment.
     """
     await subject.load()
     entry = await subject.listing()
-    await subject.unload()
+    if subject.target.changeable:
+        await subject.unload()
     if entry is None:
         return None
     expires = entry.get("expires_at")
