@@ -371,7 +371,7 @@ def noise_text(floor: NoiseFloor) -> str:
         else f" (95 % interval {floor.low:.3f}–{floor.high:.3f})"
     )
     return (
-        f"the same load twice differs by more than {floor.effect:.1%} in {floor.beyond} of "
+        f"the same load twice differs by more than {100 * floor.effect:.1f} % in {floor.beyond} of "
         f"{plural(floor.pairs, 'pair')}{interval}, so that on this host it takes about {floor.needed} pairs "
         "to see such an effect"
     )
