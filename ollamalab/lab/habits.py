@@ -260,5 +260,5 @@ def _both_ways(
             Column(name="Verdict"),
         ],
         rows,
-        caption=f"{caption} Means of the visits; Hodges–Lehmann ratio over pairs with its exact 95 % interval.",
+        caption=f"{caption} Means of the visits; Hodges–Lehmann ratio with its exact 95 % interval.",
     )
