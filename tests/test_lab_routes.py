@@ -210,10 +210,12 @@ def test_the_table_tells_ways_apart_and_what_was_not_run() -> None:
         ["mixed models", "round-robin", 1.5],
         ["mixed models", "model-aware", 1.5],
     ]
-    assert rows[0][4] is None
-    assert rows[1][4] == 20
+    assert rows[0][-2] is None
+    assert rows[1][-2] == 20
     assert rows[2][:2] == ["mixed models", "Caddy"]
     assert rows[2][-1] == "not run: no caddy on PATH"
+    plain = lab.routes_table("t", "T", measured, {})
+    assert [column.name for column in plain.columns][-2:] == ["Completed", "n"]
     statistic = lab.evaluated_per_visit(evaluated)
     assert [statistic([record]) for record in measured.of(arm)] == [10, 30]
     assert statistic([]) is None

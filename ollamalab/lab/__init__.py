@@ -10,8 +10,8 @@
 - ``overload``, ``faults``, ``ways``, ``tap``, ``accounts``: what goes wrong, and how server and client each see it
 - ``knobs``, ``guide``: settings one at a time, and what a guide's settings really are
 - ``prefixes``, ``prompt_work``: prompts that begin alike, and what engines evaluate of them
-- ``instances``, ``routes``, ``balancers``, ``outages``: several servers as one, and one of them lost
 - ``stages``, ``ledgers``, ``timeouts``, ``habits``: one request taken apart, and what is advised round it
+- ``instances``, ``mixes``, ``routes``, ``balancers``, ``outages``: several servers as one, and one lost
 - ``frames``, ``tables``, ``overview``, ``sentences``: what is shown
 """
 
@@ -137,6 +137,7 @@ from ollamalab.lab.knobs import (
     knob_rows,
     knob_sentence,
     knobs_title,
+    memory_sentence,
     open_knobs,
     rates_table,
     settle_knobs,
@@ -154,6 +155,13 @@ from ollamalab.lab.lives import (
     memory_title,
     phase_spans,
     token_counts,
+)
+from ollamalab.lab.mixes import (
+    Workload,
+    busy_neighbour,
+    growing_chats,
+    mixed_models,
+    uniform,
 )
 from ollamalab.lab.models import have_models, is_ours, model_file
 from ollamalab.lab.observation import Observation, observe_decoding, observe_eviction, observe_pings
@@ -212,18 +220,13 @@ from ollamalab.lab.quantising import Launches, Memory, Variant, memory_of, open_
 from ollamalab.lab.routes import (
     ROUND_ROBIN,
     Routes,
-    Workload,
-    busy_neighbour,
     evaluated_per_visit,
-    growing_chats,
     instances_sentence,
     instances_text,
     instances_title,
-    mixed_models,
     route_sentence,
     route_title,
     routes_table,
-    uniform,
 )
 from ollamalab.lab.scoring import PASSAGE, TokenScore, compare_perplexity, score_text
 from ollamalab.lab.sentences import (
@@ -264,6 +267,8 @@ from ollamalab.lab.usage import (
     CpuMeter,
     GpuUse,
     energy_sentence,
+    machine_busy,
+    others_sentence,
     sampling_table,
     usage_points,
     usage_sentence,
@@ -290,8 +295,8 @@ __all__ = [
     "NGINX_AS_PUBLISHED",
     "NO_CACHE",
     "ONE_MODEL",
-    "PASSAGE",
     "OVERLOAD",
+    "PASSAGE",
     "PRELOADED",
     "REPEATED_STREAM",
     "REPEATED_WHOLE",
@@ -419,6 +424,7 @@ __all__ = [
     "load_spans",
     "load_table",
     "longest_pause_s",
+    "machine_busy",
     "machine_panels",
     "machine_table",
     "malformed_line",
@@ -426,6 +432,7 @@ __all__ = [
     "marks_frame",
     "mean_of",
     "memory_of",
+    "memory_sentence",
     "memory_table",
     "memory_title",
     "mixed_models",
@@ -447,6 +454,7 @@ __all__ = [
     "open_instances",
     "open_knobs",
     "open_variants",
+    "others_sentence",
     "outage",
     "outage_sentence",
     "outage_title",

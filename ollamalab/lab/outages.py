@@ -15,7 +15,8 @@ import pandas as pd
 from ollamalab.connection import OllamaConnection
 from ollamalab.lab.balancers import balancer
 from ollamalab.lab.instances import instance_name, kill, place_of
-from ollamalab.lab.routes import Workload, offer
+from ollamalab.lab.mixes import Workload
+from ollamalab.lab.routes import offer
 from ollamalab.lab.subject import Subject
 from ollamalab.lab.trials import not_run_text
 from ollamalab.loadgen import LoadSettings

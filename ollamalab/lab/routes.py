@@ -1,6 +1,5 @@
-"""What is sent to several instances at once, by which policy, and who answered.
+"""How work gets to several instances, by a policy of ours or another balancer, and who answered.
 
-- ``Workload``: the requests of a visit, drawn from its block: equal for all policies, with new nonces
 - ``Routes``: visitors that send a workload through a fresh cluster of instances, or past it
 - tables, titles and sentences
 
@@ -15,16 +14,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice
 
-from ollamalab.arrivals import ArrivalPattern, Arrivals
 from ollamalab.cluster import Cluster, Member
 from ollamalab.compare import Comparison, Visit
 from ollamalab.errors import TargetError
-from ollamalab.lab.fairness import brief_text
 from ollamalab.lab.instances import evaluated_tokens, place_of, tokens_between
+from ollamalab.lab.mixes import IN_ARM, Workload
 from ollamalab.lab.sentences import plural, result_text
-from ollamalab.lab.subject import PromptShape, Subject
+from ollamalab.lab.subject import Subject
 from ollamalab.lab.trials import Statistic, Trials, Visitor, mean_of, not_run_text
 from ollamalab.loadgen import LoadGenerator, LoadSettings
 from ollamalab.metrics import completed, completed_rps, response_s
@@ -34,131 +31,16 @@ from ollamalab.protocol.upstream import Reply, Request, Upstream
 from ollamalab.records import RequestRecord
 from ollamalab.report import Column, Table
 from ollamalab.settings import ClusterSettings
-from ollamalab.workload import WORDS, Prompt, chat_body, generate_body, inference_request, text_prompt
 
 ROUND_ROBIN = "round-robin"
 
 #: A shorter ``load_duration`` is no load: servers report some milliseconds for a model that is there.
-LOAD_S = 0.1
+LOAD_S = 0.2
 
-_IN_ARM = ": "  # between way and workload
 
 _READY_S = 10.0
 _POLL_S = 0.002
 _STILL = ClusterSettings(probe_interval_s=3600.0)  # a visit is short; its cluster looks once, at its start
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What is sent in one visit.
-
-    Attributes:
-        name: As tables call it.
-        route: The policy that is made for it.
-        load: How requests are offered; ``requests`` says how many.
-        request_of: Given the number of a request, its block and a nonce, the request.
-        neighbours: Clients that use the last instance at the same time, past the balancer.
-        counts_tokens: Whether engines are asked how many prompt tokens they evaluate in a visit.
-    """
-
-    name: str
-    route: str
-    load: LoadSettings
-    request_of: Callable[[int, int, str], Request]
-    neighbours: int = 0
-    counts_tokens: bool = False
-
-    def requests(self, block: int, nonces: random.Random) -> list[Request]:
-        """Return the requests of a visit, in order."""
-        nonce = f"{nonces.randrange(10**9):09d}"
-        return [
-            self.request_of(number, block, f"{nonce}{number:03d}")
-            for number in range(self.load.requests or 0)
-        ]
-
-    def arm(self, route: str) -> str:
-        """Return the name of the arm that sends this workload by a policy."""
-        return f"{route}{_IN_ARM}{self.name}"
-
-
-def uniform(model: str, shape: PromptShape, *, requests: int, rate_rps: float, seed: int) -> Workload:
-    """Return brief requests for one model, independent of each other, whose answers differ in length."""
-
-    def request_of(number: int, block: int, nonce: str) -> Request:
-        rng = random.Random(f"{block}:{number}")
-        tokens = max(1, round(shape.num_predict * rng.uniform(0.5, 1.5)))
-        return _brief(model, replace(shape, num_predict=tokens), rng, nonce)
-
-    arrivals = Arrivals(pattern=ArrivalPattern.POISSON, rate_rps=rate_rps)
-    return Workload(
-        name="uniform",
-        route="least-inflight",
-        load=LoadSettings(arrivals=arrivals, requests=requests, seed=seed),
-        request_of=request_of,
-    )
-
-
-def busy_neighbour(model: str, shape: PromptShape, *, requests: int, rate_rps: float, seed: int) -> Workload:
-    """Return the same while somebody else keeps the last instance busy, which makes it slow."""
-    same = uniform(model, shape, requests=requests, rate_rps=rate_rps, seed=seed)
-    return replace(same, name="one slow instance", route="predicted", neighbours=1)
-
-
-def mixed_models(models: Sequence[str], shape: PromptShape, *, requests: int) -> Workload:
-    """Return brief requests one after the other, equally many for each model, in an order that is drawn."""
-
-    def request_of(number: int, block: int, nonce: str) -> Request:
-        rng = random.Random(block)
-        order = list(islice(cycle(rng.sample(models, len(models))), requests))
-        rng.shuffle(order)
-        return _brief(order[number], shape, random.Random(f"{block}:{number}"), nonce)
-
-    return Workload(
-        name="mixed models",
-        route="model-aware",
-        load=LoadSettings(requests=requests),
-        request_of=request_of,
-    )
-
-
-def growing_chats(model: str, shape: PromptShape, *, talks: int, turns: int) -> Workload:
-    """Return conversations that grow side by side, all with a system message of their own.
-
-    The assistant's earlier words are given, not its own, so that all policies send the same.
-
-    Args:
-        model: That is asked.
-        shape: Tokens of the system message, and of each answer.
-        talks: How many; they take turns.
-        turns: Questions in each.
-    """
-
-    def request_of(number: int, _: int, nonce: str) -> Request:
-        talk, turn = number % talks, number // talks
-        rng = random.Random(talk)
-        duties = " ".join(rng.choice(WORDS) for _ in range(shape.prompt_tokens))
-        messages = [{"role": "system", "content": f"{nonce[:9]}{talk:03d} {duties}"}]
-        for asked in range(turn + 1):
-            messages.append({"role": "user", "content": f"And what do you know of the {rng.choice(WORDS)}?"})
-            if asked < turn:
-                words = " ".join(rng.choice(WORDS) for _ in range(shape.num_predict))
-                messages.append({"role": "assistant", "content": words})
-        prompt = Prompt(messages=tuple(messages), num_predict=shape.num_predict, options={"temperature": 0.0})
-        return inference_request("/api/chat", chat_body(prompt, model))
-
-    return Workload(
-        name="chats",
-        route="prefix",
-        load=LoadSettings(clients=talks, requests=talks * turns),
-        request_of=request_of,
-        counts_tokens=True,
-    )
-
-
-def _brief(model: str, shape: PromptShape, rng: random.Random, nonce: str) -> Request:
-    text = f"{nonce} {brief_text(rng, shape.prompt_tokens, rng)}"
-    prompt = text_prompt(text, num_predict=shape.num_predict, temperature=0.0)
-    return inference_request("/api/generate", generate_body(prompt, model) | {"raw": True})
 
 
 # Sending
@@ -373,7 +255,7 @@ def routes_table(name: str, title: str, trials: Trials, evaluated: Mapping[tuple
     rows: list[tuple[object, ...]] = []
     for arm in trials.arms:
         records = trials.of(arm)
-        way, _, workload = arm.partition(_IN_ARM)
+        way, _, workload = arm.partition(IN_ARM)
         visits = {record.visit for record in records}
         known = [count for (of, visit), count in evaluated.items() if of == arm and visit in visits]
         done = completed(records)
@@ -383,33 +265,39 @@ def routes_table(name: str, title: str, trials: Trials, evaluated: Mapping[tuple
                 way,
                 mean(records),
                 loads(records) / len(visits) if visits else None,
-                sum(known) / len(known) if known else None,
                 largest_share(records),
                 len(done),
                 len(records),
+                sum(known) / len(known) if known else None,
                 "",
             )
         )
     for arm, reason in trials.not_run.items():
-        way, _, workload = arm.partition(_IN_ARM)
+        way, _, workload = arm.partition(IN_ARM)
         rows.append((workload, way, *[None] * 6, not_run_text(reason)))
     columns = [
         Column(name="Workload"),
         Column(name="Way"),
         Column(name="Mean response", unit="s", format=".2f"),
         Column(name="Loads", unit="per visit", format=".2f"),
-        Column(name="Evaluated", unit="prompt tokens", format=".0f"),
         Column(name="Busiest instance", format=".0%"),
         Column(name="Completed"),
         Column(name="n"),
+        Column(name="Evaluated", unit="prompt tokens", format=".0f"),
         Column(name="Note"),
     ]
     caption = (
         "Response from the planned send. Loads: requests whose server reports that it loaded their model "
-        f"for {LOAD_S:g} s or more. Evaluated: prompt tokens per visit by the engines' own count, n/a where "
-        "nobody asks or a server does not tell. Busiest instance: its share of the completed requests."
+        f"for {LOAD_S:g} s or more. Busiest instance: its share of the completed requests."
     )
-    return Table.of(name, title, columns, rows, caption=caption)
+    told = " Evaluated: prompt tokens per visit by the engines' own count, where they are asked and tell."
+    kept = [
+        place
+        for place, column in enumerate(columns)
+        if column.name not in ("Evaluated", "Note") or any(row[place] not in (None, "") for row in rows)
+    ]
+    columns, rows = [columns[place] for place in kept], [tuple(row[place] for place in kept) for row in rows]
+    return Table.of(name, title, columns, rows, caption=caption + told * bool(evaluated))
 
 
 def route_title(workload: Workload, comparison: Comparison) -> str:
