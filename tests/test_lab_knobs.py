@@ -114,6 +114,8 @@ def test_each_knob_has_one_primary_contrast_and_its_setting_is_the_advice() -> N
     lab.settle_knobs(cast("Any", stand_in), contrasts, knobs, cast("Any", None))
     assert settled == [(knob.name, knob.advice) for knob in knobs]
 
+    title = lab.knobs_title(contrasts[:3])
+    assert title == "No difference was shown for 1 setting"
     title = lab.knobs_title(contrasts)
     assert title == "num_batch=8 makes a response 2.00× as long; no difference was shown for 1 setting"
     sentence = lab.knob_sentence(contrasts[3])
@@ -134,13 +136,15 @@ def test_rates_are_those_of_the_server_and_moments_those_of_the_client() -> None
 
 
 def test_memory_is_set_against_the_first() -> None:
-    table = lab.held_table(
-        {
-            DEFAULTS: Held(size_bytes=200_000_000, context_tokens=4096, stays_s=300.0),
-            "half": Held(size_bytes=100_000_000, context_tokens=None, stays_s=None),
-            "gone": None,
-        }
-    )
+    whole = Held(size_bytes=200_000_000, context_tokens=4096, stays_s=300.0)
+    half = Held(size_bytes=100_000_000, context_tokens=None, stays_s=None)
+    listed = {DEFAULTS: whole, "half": half, "gone": None}
+    table = lab.held_table(listed)
+    said = "Memory of the loaded model, in times of that with the defaults: 0.50× with half"
+    assert lab.memory_sentence(listed) == said + "."
+    same = listed | {"same": whole}
+    assert lab.memory_sentence(same) == said + "; the same to the byte with same."
+    assert lab.memory_sentence({lab.AS_IT_IS: whole}) == "Memory was not compared here."
     assert table.rows == (
         (DEFAULTS, 200.0, 1.0, 4096, 5.0),
         ("half", 100.0, 0.5, None, None),

@@ -8,7 +8,7 @@
 - ``caching``, ``fronts``: questions asked twice, and the caches in front of an engine
 - ``streams``, ``joining``: streams whose lines are grouped, and answers put together from pieces
 - ``overload``, ``faults``, ``ways``, ``tap``, ``accounts``: what goes wrong, and how server and client each see it
-- ``knobs``, ``guide``: settings one at a time, and what a guide's settings really are
+- ``knobs``, ``limit``, ``guide``: settings one at a time, and what a guide's settings really are
 - ``prefixes``, ``prompt_work``: prompts that begin alike, and what engines evaluate of them
 - ``stages``, ``ledgers``, ``timeouts``, ``habits``: one request taken apart, and what is advised round it
 - ``instances``, ``mixes``, ``routes``, ``balancers``, ``outages``: several servers as one, and one lost
@@ -127,10 +127,8 @@ from ollamalab.lab.instances import (
 from ollamalab.lab.joining import joining_table
 from ollamalab.lab.knobs import (
     DEFAULTS,
-    ONE_MODEL,
     Held,
     Knob,
-    Turn,
     held,
     held_table,
     knob_contrasts,
@@ -141,10 +139,8 @@ from ollamalab.lab.knobs import (
     open_knobs,
     rates_table,
     settle_knobs,
-    take_turns,
-    turns_seen,
-    turns_table,
 )
+from ollamalab.lab.limit import ONE_MODEL, Turn, take_turns, turns_seen, turns_table
 from ollamalab.lab.lives import (
     Life,
     Phase,

@@ -182,8 +182,8 @@ async def observe_overhead(target: str, model: str) -> Observation:
     """
     if target != "ollama":
         (found,) = doctor_says(f"{_OVERHEAD}={_PUBLISHED_OVERHEAD}")
-        why = f"only `ollama serve` on a GPU has {_OVERHEAD}, and the target is {target}"
-        return Observation(holds=None, evidence=f"{why}; by reading its source, {found.evidence}")
+        why = f"only `ollama serve` has the variable, and the target is {target}"
+        return Observation(holds=None, evidence=f"{why}; by its source, {found.evidence}")
     with tempfile.TemporaryDirectory() as folder:
         log_folder = Path(folder)
         async with (
