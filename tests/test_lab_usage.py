@@ -174,6 +174,9 @@ def test_a_recording_of_a_gpu_run_goes_the_same_way(tmp_path: Path) -> None:
 # Tables, titles and sentences
 
 
+BUSY = lab.machine_busy(gpu_samples())
+
+
 def two_arms() -> tuple[Trials, CpuMeter]:
     """Return a visit of 45 s and one of 30 s, both of 100 tokens, at the same utilisation."""
     records = [*visit_of(42, 40, arm="1 reader", visit=0), *visit_of(84, 32, arm="4 readers", visit=1)]
@@ -187,19 +190,32 @@ def two_arms() -> tuple[Trials, CpuMeter]:
 
 def test_the_table_shows_a_gpus_columns_where_there_is_one() -> None:
     trials, meter = two_arms()
-    without = lab.usage_table(trials, meter, GpuUse([]), energy_reason=NO_GPU)
+    without = lab.usage_table(trials, meter, GpuUse([]), BUSY, energy_reason=NO_GPU)
     assert [column.name for column in without.columns] == [
-        *("Arm", "Throughput", "CPU", "CPU time", "Energy", "above idle", "n")
+        *("Arm", "Throughput", "CPU", "whole machine", "CPU time", "Energy", "above idle", "n")
     ]
-    assert without.rows[0][4] is None
+    assert without.rows[0][5] is None
     assert NO_GPU in without.caption
-    with_gpu = lab.usage_table(trials, meter, GpuUse(gpu_samples()), energy_reason=None)
+    with_gpu = lab.usage_table(trials, meter, GpuUse(gpu_samples()), BUSY, energy_reason=None)
     first = dict(zip([column.name for column in with_gpu.columns], with_gpu.rows[0], strict=True))
     assert first["Throughput"] == pytest.approx(2.5)
     assert first["GPU"] == pytest.approx(0.8)
     assert first["CPU time"] == pytest.approx(400.0)
     assert first["Energy"] == pytest.approx(160.0)
     assert first["n"] == 1
+
+
+def test_what_other_programs_took_is_told_from_a_tenth_on() -> None:
+    """The host was busy throughout; the server took all of it, then none."""
+    trials, meter = two_arms()
+    cpus = len(os.sched_getaffinity(0))
+    meter.spent = {visit: CpuTime(cpu_s=cpus * 1.0, elapsed_s=1.0) for visit in (0, 1)}
+    assert lab.others_sentence(trials, meter, BUSY) is None
+    meter.spent[1] = CpuTime(cpu_s=0.0, elapsed_s=1.0)
+    assert "Other programs took 50%" in str(lab.others_sentence(trials, meter, BUSY))
+    meter.spent = {}
+    assert lab.others_sentence(trials, meter, BUSY) is None
+    assert lab.machine_busy([])(visit_of(0, 1)) is None
 
 
 def test_dots_are_of_visits_that_tell_both() -> None:

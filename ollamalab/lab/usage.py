@@ -33,6 +33,8 @@ from ollamalab.sampling import SamplingStatistics
 LEAST_GPU_WINDOW_S = 30.0
 _EDGE_S = 1.0
 
+_OTHERS_RATIO = 0.10  #: of the CPUs, from which other programs' work is told
+
 _SAMPLER_NAMES = {
     "HostSampler": "this machine's CPU, memory and storage",
     "ProcessSampler": "the server's processes",
@@ -110,6 +112,22 @@ def _cpu_s(pids: Sequence[int]) -> float | None:
         return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids) if pids else None
     except OSError:
         return None
+
+
+def machine_busy(samples: Iterable[Sample]) -> Statistic:
+    """Return the statistic "mean busy share of this machine's CPUs" of a visit, whoever kept them busy."""
+    told = [
+        (sample.at_s, busy)
+        for sample in samples
+        if sample.source == "host" and (busy := sample.values.get("cpu_ratio")) is not None
+    ]
+
+    def busy_ratio(records: Sequence[RequestRecord]) -> float | None:
+        start_s, end_s = run_window_s(records) or (0.0, 0.0)
+        inside = [busy for at_s, busy in told if start_s <= at_s <= end_s]
+        return fmean(inside) if inside else None
+
+    return busy_ratio
 
 
 # Visits with samples of GPUs
@@ -197,18 +215,22 @@ def _no_gpu(notes: Iterable[str]) -> str | None:
     return next((note for note in notes if note.startswith("no GPU")), None)
 
 
-def usage_table(trials: Trials, meter: CpuMeter, gpu: GpuUse, *, energy_reason: str | None) -> Table:
+def usage_table(
+    trials: Trials, meter: CpuMeter, gpu: GpuUse, busy: Statistic, *, energy_reason: str | None
+) -> Table:
     """Return, by arm, tokens/s beside what the machine did for them; means over visits.
 
     Args:
         trials: What was measured.
         meter: Of its visits.
         gpu: Likewise; without samples its columns are left out.
+        busy: ``machine_busy`` meanwhile.
         energy_reason: Why no energy can be told; None if it can.
     """
     statistics: list[tuple[Column, Statistic]] = [
         (Column(name="Throughput", unit="tokens/s", format=".1f"), output_tokens_per_s),
         (Column(name="CPU", unit="of all", format=".0%"), meter.cpu_ratio),
+        (Column(name="whole machine", unit="of all", format=".0%"), _beside(busy, meter)),
         (Column(name="CPU time", unit="ms/token", format=".1f"), _times(meter.cpu_s_per_token, 1e3)),
     ]
     if gpu.samples:
@@ -231,8 +253,17 @@ def usage_table(trials: Trials, meter: CpuMeter, gpu: GpuUse, *, energy_reason: 
         [Column(name="Arm"), *(column for column, _ in statistics), Column(name="n")],
         rows,
         caption="Means over n visits. CPU: time of the server's processes / (time × usable CPUs), n/a where "
-        f"they are not ours to see. {energy}",
+        f"they are not ours to see; beside it all programs' together. {energy}",
     )
+
+
+def _beside(busy: Statistic, meter: CpuMeter) -> Statistic:
+    """Return the share only where the server's own is known: else it may run on another machine."""
+
+    def beside(records: Sequence[RequestRecord]) -> float | None:
+        return None if meter.cpu_ratio(records) is None else busy(records)
+
+    return beside
 
 
 def _times(statistic: Statistic, factor: float) -> Statistic:
@@ -272,6 +303,24 @@ def usage_sentence(throughput: Comparison, used: Comparison, resource: str) -> s
     return (
         f"{throughput.arm} against {throughput.baseline}: tokens/s {_ratio_text(throughput)}, "
         f"{resource} utilisation {_ratio_text(used)}."
+    )
+
+
+def others_sentence(trials: Trials, meter: CpuMeter, busy: Statistic) -> str | None:
+    """Return what other programs took of the machine in the visits; None if it was under a tenth."""
+    groups: dict[int | None, list[RequestRecord]] = {}
+    for record in trials.records:
+        groups.setdefault(record.visit, []).append(record)
+    taken = [
+        together - own
+        for records in groups.values()
+        if (own := meter.cpu_ratio(records)) is not None and (together := busy(records)) is not None
+    ]
+    if not taken or fmean(taken) < _OTHERS_RATIO:
+        return None
+    return (
+        f"Other programs took {fmean(taken):.0%} of this machine's CPUs meanwhile, so both tokens/s and the "
+        "server's share are lower than they would be on a quiet machine."
     )
 
 
