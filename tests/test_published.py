@@ -30,6 +30,7 @@ from ollamalab.report import (
     throughput_table,
     write_manifest,
 )
+from ollamalab.report.html import render
 
 TIME = Metric(name="response_s", better="lower", unit="s")
 RATE = Metric(name="output_tokens_per_s", better="higher", unit="tokens/s")
@@ -200,3 +201,24 @@ def test_the_table_puts_what_pays_first(run: Run) -> None:
         ("gateway", "cache", "memory", "set it"),
         ("server", "OLLAMA_NUM_PARALLEL", "4", "leave it"),
     ]
+
+
+def test_the_report_begins_with_what_pays_and_links_its_evidence(run: Run) -> None:
+    gateway = Advice(part="gateway", setting="cache", value="<memory>")
+    html = render(with_contrasts(run, contrast(1.4), contrast(0.1, gateway)))
+    summary = html[html.index('<section id="summary">') : html.index('<section id="claims">')]
+    assert "<code>cache = &lt;memory&gt;</code>" in summary
+    assert "In the file of ollamalab serve" in summary
+    assert 'href="#09_cluster_routing"' in summary
+    assert "1 setting measured and left as it is" in summary
+    assert "at most 5" in summary
+
+
+def test_the_report_of_a_run_without_advice_says_so_and_takes_the_keyboard(run: Run) -> None:
+    html = render(run)
+    assert "No setting was shown to pay in this run." in html
+    body = html[html.index("<body>") :]
+    assert body.index('class="skip" href="#summary"') < body.index("<header")
+    scrolled = [part[:40] for part in body.split('<div class="scroll"')[1:]]
+    assert any("tabindex" in part for part in scrolled)
+    assert all("tabindex" in part or "<img" in part for part in scrolled)
