@@ -12,6 +12,7 @@
 - ``prefixes``, ``prompt_work``: prompts that begin alike, and what engines evaluate of them
 - ``stages``, ``ledgers``, ``timeouts``, ``habits``: one request taken apart, and what is advised round it
 - ``instances``, ``mixes``, ``routes``, ``balancers``, ``outages``: several servers as one, and one lost
+- ``quantising``, ``scoring``, ``quality``: variants of one model, and what they make of the same text
 - ``frames``, ``tables``, ``overview``, ``sentences``: what is shown
 """
 

@@ -38,7 +38,7 @@ PASSAGE = (
 
 PERPLEXITY = Metric(name="perplexity", better="lower")
 
-_DEADLINE_S = 300.0
+_DEADLINE_S = 600.0
 _OK = 200
 
 Reply = TypeVar("Reply")
