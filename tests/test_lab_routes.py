@@ -199,7 +199,7 @@ def test_the_table_tells_ways_apart_and_what_was_not_run() -> None:
     missing = Trials(
         arms=measured.arms,
         records=measured.records,
-        not_run={workload.arm("Caddy"): "no caddy on PATH"},
+        not_run={"1 instance with 2 slots": "not ours", workload.arm("Caddy"): "no caddy on PATH"},
     )
     arm = workload.arm("model-aware")
     visits = [record.visit for record in measured.of(arm)]
@@ -212,6 +212,7 @@ def test_the_table_tells_ways_apart_and_what_was_not_run() -> None:
     ]
     assert rows[0][-2] is None
     assert rows[1][-2] == 20
+    assert len(rows) == 3
     assert rows[2][:2] == ["mixed models", "Caddy"]
     assert rows[2][-1] == "not run: no caddy on PATH"
     plain = lab.routes_table("t", "T", measured, {})

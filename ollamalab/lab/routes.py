@@ -274,7 +274,8 @@ def routes_table(name: str, title: str, trials: Trials, evaluated: Mapping[tuple
         )
     for arm, reason in trials.not_run.items():
         way, _, workload = arm.partition(IN_ARM)
-        rows.append((workload, way, *[None] * 6, not_run_text(reason)))
+        if workload:  # else an arm of something else
+            rows.append((workload, way, *[None] * 6, not_run_text(reason)))
     columns = [
         Column(name="Workload"),
         Column(name="Way"),
