@@ -16,7 +16,8 @@ from ollamalab.compare import Metric, Visit
 from ollamalab.embedded.models import DEFAULT_MODEL
 from ollamalab.hosts import open_target
 from ollamalab.lab import ChatShape, PromptMeter, Subject, Texts, Trials
-from ollamalab.lab.prefixes import Way, question
+from ollamalab.lab.prefixes import question
+from ollamalab.lab.prompt_meter import Way
 from ollamalab.lab.prompt_work import EngineCount, PromptWork, count_engines, parse_engine, work_between
 from ollamalab.protocol.upstream import Reply, Request, Upstream
 from ollamalab.records import Outcome, RequestRecord, ServerTimings
@@ -239,7 +240,7 @@ def told(
     """Return a record of 100 prompt tokens, of which so many were evaluated in half a second."""
     record = done(arm, sent_s=at_s, first_s=at_s + ttft_s, visit=visit, block=visit)
     timings = ServerTimings(prompt_tokens=100, prompt_eval_s=0.5)
-    meter._works[at_s] = PromptWork(evaluated_tokens=evaluated, slot=1)
+    meter.works[at_s] = PromptWork(evaluated_tokens=evaluated, slot=1)
     return replace(record, index=index, prompt_tokens=100, server=timings)
 
 
@@ -290,7 +291,7 @@ def test_a_curve_has_a_line_per_arm_and_a_point_per_turn() -> None:
     assert points["value"].tolist() == pytest.approx([0.2, 0.4, 0.1, 0.2])
     assert lab.later_turns(trials.of("kept")) == pytest.approx(0.2)
     title = lab.turns_title(points, arm="kept", baseline="changed")
-    assert title == "With kept, turn 2 takes 2× the time of turn 1; with changed, 2×"
+    assert title == "With kept, turn 2 takes 2.00× the time of turn 1; with changed, 2.0×"
     assert lab.turns_title(points.iloc[:1], arm="kept", baseline="changed") == "Time to first token by turn"
 
 

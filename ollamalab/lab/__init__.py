@@ -7,12 +7,13 @@
 - ``cold``, ``watching``, ``observation``, ``calibration``: what single notebooks measure
 - ``caching``, ``fronts``: questions asked twice, and the caches in front of an engine
 - ``streams``, ``joining``: streams whose lines are grouped, and answers put together from pieces
-- ``overload``, ``faults``, ``ways``, ``tap``, ``accounts``: what goes wrong, and how server and client each see it
+- ``overload``, ``faults``, ``ways``, ``tap``, ``accounts``: what goes wrong, as server and client see it
 - ``knobs``, ``limit``, ``guide``: settings one at a time, and what a guide's settings really are
-- ``prefixes``, ``prompt_work``: prompts that begin alike, and what engines evaluate of them
+- ``prefixes``, ``prompt_meter``, ``prompt_work``: prompts that begin alike, and what engines evaluate of them
 - ``stages``, ``ledgers``, ``timeouts``, ``habits``: one request taken apart, and what is advised round it
 - ``instances``, ``mixes``, ``routes``, ``balancers``, ``outages``: several servers as one, and one lost
 - ``quantising``, ``scoring``, ``quality``: variants of one model, and what they make of the same text
+- ``usage``, ``lives``: what the machine does for its tokens, and the life of a model in memory
 - ``frames``, ``tables``, ``overview``, ``sentences``: what is shown
 """
 
@@ -183,7 +184,6 @@ from ollamalab.lab.overview import (
 )
 from ollamalab.lab.prefixes import (
     ChatShape,
-    PromptMeter,
     Texts,
     ask_in_turn,
     by_turns,
@@ -193,9 +193,7 @@ from ollamalab.lab.prefixes import (
     prefix_sentence,
     prompts_table,
     return_sentence,
-    routed_way,
     stamped,
-    straight_way,
     system_message,
     token_shares,
     tokens_title,
@@ -203,6 +201,7 @@ from ollamalab.lab.prefixes import (
     turns_title,
     warm,
 )
+from ollamalab.lab.prompt_meter import PromptMeter, routed_way, straight_way
 from ollamalab.lab.quality import (
     Scored,
     agreement_sentence,

@@ -7,35 +7,21 @@ evaluates only what follows the beginning that both share. ``prompt_work`` tells
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
-from ollamalab.client.capture import Capture
-from ollamalab.cluster import Cluster, Member
 from ollamalab.compare import Comparison, Visit
-from ollamalab.errors import UpstreamError
-from ollamalab.hosts import Target
 from ollamalab.lab.caching import nth
 from ollamalab.lab.frames import sweep_points
-from ollamalab.lab.prompt_work import PromptWork, count_engines, work_between
+from ollamalab.lab.prompt_meter import Message, PromptMeter, Way
 from ollamalab.lab.sentences import result_text
-from ollamalab.lab.subject import Subject
 from ollamalab.lab.trials import Trials, Visitor, mean_of
 from ollamalab.metrics import completed, prefill_tokens_per_s, ttft_s
-from ollamalab.protocol.upstream import Upstream
 from ollamalab.records import RequestRecord
 from ollamalab.report import Column, Table
-from ollamalab.settings import ClusterSettings
-from ollamalab.workload import WORDS, Prompt, chat_body, inference_request
-
-Message = dict[str, str]
-
-#: Members of a cluster are looked at once; while requests are timed nobody else asks the servers.
-_STILL = ClusterSettings(probe_interval_s=3600.0)
+from ollamalab.workload import WORDS
 
 # What is said
 
@@ -70,119 +56,6 @@ def system_message(*lines: str) -> Message:
 def question(rng: random.Random) -> Message:
     """Return a question of about ten tokens."""
     return {"role": "user", "content": f"Tell a long story of {rng.choice(WORDS)} and {rng.choice(WORDS)}."}
-
-
-# Asking
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """How requests get to a model.
-
-    Attributes:
-        upstream: Who is asked.
-        targets: The servers behind it.
-        model: Name as it is sent.
-        num_predict: Tokens of an answer.
-    """
-
-    upstream: Upstream
-    targets: tuple[Target, ...]
-    model: str
-    num_predict: int
-
-
-def straight_way(subject: Subject, num_predict: int) -> Way:
-    """Return the way straight to one server."""
-    return Way(
-        upstream=subject.upstream, targets=(subject.target,), model=subject.model, num_predict=num_predict
-    )
-
-
-@asynccontextmanager
-async def routed_way(
-    subjects: Sequence[Subject], route: str, num_predict: int, *, seed: int
-) -> AsyncIterator[Way]:
-    """Give the way through a cluster of servers with the same model.
-
-    Args:
-        subjects: The servers.
-        route: One of ``routing.POLICIES``.
-        num_predict: Tokens of an answer.
-        seed: For draws among equals.
-    """
-    members = [
-        Member(f"server {number}", subject.upstream, url=subject.target.url)
-        for number, subject in enumerate(subjects, start=1)
-    ]
-    rng = random.Random(seed)
-    async with Cluster(members, route=route, settings=_STILL, rng=rng) as cluster:
-        targets = tuple(subject.target for subject in subjects)
-        yield Way(upstream=cluster, targets=targets, model=subjects[0].model, num_predict=num_predict)
-
-
-@dataclass
-class PromptMeter:
-    """Asks one question at a time and remembers what the engines evaluated for it."""
-
-    _works: dict[float, PromptWork] = field(default_factory=dict)
-
-    async def ask(
-        self, way: Way, messages: Sequence[Message], *, index: int = 0, arm: str = ""
-    ) -> tuple[RequestRecord, str]:
-        """Send one conversation, return its record and the answer's text.
-
-        Nobody else may ask these servers meanwhile: their counters do not tell who it was.
-
-        Args:
-            way: To whom.
-            messages: In order; the last is the question.
-            index: Its place in the visit.
-            arm: Its name in a table, outside a comparison.
-        """
-        options = {"temperature": 0.0}
-        prompt = Prompt(messages=tuple(messages), num_predict=way.num_predict, options=options)
-        request = inference_request("/api/chat", chat_body(prompt, way.model))
-        before = await count_engines(way.targets)
-        capture = Capture(request=request, intended_s=time.perf_counter(), index=index)
-        capture.sent_s = capture.intended_s
-        try:
-            async with await way.upstream.send(request) as reply:
-                capture.status, capture.headers_s = reply.status, time.perf_counter()
-                async for chunk in reply.chunks():
-                    capture.reads.append((time.perf_counter(), chunk))
-        except UpstreamError as error:
-            capture.failure = error
-        capture.end_s = time.perf_counter()
-        self._works[capture.intended_s] = work_between(before, await count_engines(way.targets))
-        reading = capture.read()
-        record = capture.record(way.targets[0].url, reading)
-        return replace(record, arm=arm), "".join(reading.texts)
-
-    def work(self, record: RequestRecord) -> PromptWork:
-        """Return what the engines did for a request; the moment of its send tells which it was."""
-        return self._works[record.intended_s]
-
-    def evaluated(self, record: RequestRecord) -> int | None:
-        """Return the tokens evaluated for a request; None where the engine does not tell."""
-        return self.work(record).evaluated_tokens
-
-    def total_evaluated(self, records: Sequence[RequestRecord]) -> float | None:
-        """Return the statistic "prompt tokens evaluated in a visit"; None if one request's are not known."""
-        counts = [self.evaluated(record) for record in records]
-        known = [count for count in counts if count is not None]
-        return float(sum(known)) if known and len(known) == len(counts) else None
-
-    def prefill_tokens_per_s(self, record: RequestRecord) -> float | None:
-        """Return evaluated tokens / ``prompt_eval_duration``: the rate with the prompt cache accounted for.
-
-        The time has the first answer token's decode in it, so that the rate of a few tokens is that of a
-        decode, not of a prefill.
-        """
-        evaluated, server = self.evaluated(record), record.server
-        if evaluated is None or server is None or not server.prompt_eval_s:
-            return None
-        return evaluated / server.prompt_eval_s
 
 
 # Visits
@@ -351,8 +224,8 @@ def turns_title(points: pd.DataFrame, *, arm: str, baseline: str) -> str:
         growths.append(line["value"].iloc[-1] / line["value"].iloc[0])
     last = points["x"].max()
     return (
-        f"With {arm}, turn {last:g} takes {growths[0]:.2g}× the time of turn 1; "
-        f"with {baseline}, {growths[1]:.2g}×"
+        f"With {arm}, turn {last:g} takes {growths[0]:.2f}× the time of turn 1; "
+        f"with {baseline}, {growths[1]:.1f}×"
     )
 
 
