@@ -21,7 +21,7 @@ from ollamalab.records import RequestRecord
 from ollamalab.workload import generate_body, inference_request, text_prompt
 
 #: From which a server's capacity is measured, per slot.
-_CAPACITY_REQUESTS = 3
+_CAPACITY_REQUESTS = 5
 
 
 class Asker:
@@ -131,7 +131,8 @@ class Overloads:
         )
 
     async def _measure(self) -> float:
-        closed = LoadSettings(clients=self._places, requests=_CAPACITY_REQUESTS * self._places)
+        # Twice as many as it has slots for: it never waits for a client to send the next one.
+        closed = LoadSettings(clients=2 * self._places, requests=_CAPACITY_REQUESTS * self._places)
         rate = completed_rps(await offer(self._straight, self._asker, closed))
         if not rate:
             raise UpstreamError(f"{self._straight.connection.url} completed none of a few requests")
