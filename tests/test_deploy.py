@@ -473,3 +473,16 @@ def test_a_run_without_findings_makes_files_that_set_nothing(plain: Path) -> Non
         assert render(kind, profile, program=PROGRAM)
     with pytest.raises(SettingsError):
         render("helm", profile, program=PROGRAM)
+
+
+def test_a_host_that_only_serves_needs_no_numpy(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(CONFIG)
+    script = (
+        "import sys; sys.modules['numpy'] = None\n"
+        "from pathlib import Path\n"
+        "from ollamalab.deploy import KINDS, profile_of_config, render\n"
+        f"profile = profile_of_config(Path({str(tmp_path / 'mine.yaml')!r}))\n"
+        "print(sum(len(render(kind, profile, program='/x')) for kind in KINDS))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "7\n"

@@ -36,7 +36,6 @@ def deploy(
     from ollamalab.deploy import profile_of_config, profile_of_run, render
     from ollamalab.errors import SettingsError
     from ollamalab.files import write_together
-    from ollamalab.report import find_run, load_run, root
     from ollamalab.settings.files import parse_upstream
 
     if config is not None and from_run:
@@ -44,6 +43,8 @@ def deploy(
     if config is not None:
         profile = profile_of_config(config)
     else:
+        from ollamalab.report import find_run, load_run, root
+
         profile = profile_of_run(load_run(find_run(from_run, root() / "results")))
     program = Path(sys.executable).with_name("ollamalab")
     files = render(

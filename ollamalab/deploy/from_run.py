@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import re
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import yaml
 
 from ollamalab.deploy.profile import Line, Profile
 from ollamalab.errors import RunError, SettingsError
-from ollamalab.metrics import FINISHED, planned_ttft_s
-from ollamalab.report import Recommendation, Run, recommend
 from ollamalab.settings.files import gateway_settings
+
+if TYPE_CHECKING:
+    from ollamalab.report import Recommendation, Run
+
+# ``report`` and ``metrics`` bring numpy: only for a run, since a host that serves has the small install.
 
 #: Where ``ollama serve`` listens unless told otherwise.
 OLLAMA_URL = "http://127.0.0.1:11434"
@@ -30,6 +34,8 @@ def profile_of_run(run: Run) -> Profile:
     Raises:
         RunError: The run is damaged, or names a setting or value that cannot be written into a file.
     """
+    from ollamalab.report import recommend
+
     found = recommend(run)
     server = [_line(one) for one in found if one.pays and one.advice.part == "server"]
     gateway = [_line(one) for one in found if one.pays and one.advice.part == "gateway"]
@@ -109,6 +115,8 @@ def _left(found: Recommendation) -> str:
 
 def _load_timeout(run: Run) -> Line:
     """Return how long a load may take: three times the slowest that was seen, never below the default."""
+    from ollamalab.metrics import FINISHED
+
     loads = [
         record.server.load_s
         for experiment in run.experiments.values()
@@ -128,6 +136,8 @@ def _load_timeout(run: Run) -> Line:
 
 def _first_byte_s(run: Run) -> float | None:
     """Return the mean time to first token of the host inventory's busiest arm."""
+    from ollamalab.metrics import planned_ttft_s
+
     inventory = run.experiments.get("01_host_inventory")
     if inventory is None:
         return None
