@@ -233,5 +233,5 @@ def test_a_trade_off_names_each_point_and_greys_the_baseline() -> None:
     assert {"F16: the reference", "Q4_0: 65 % as F16"} <= set(words_of(figure).splitlines())
     axes = figure.axes[0]
     assert [to_hex(line.get_color()) for line in axes.lines] == [BASELINE, "#0072b2"]
-    assert [text.get_ha() for text in axes.texts] == ["right", "left"]
+    assert [text.get_horizontalalignment() for text in axes.texts] == ["right", "left"]
     assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
