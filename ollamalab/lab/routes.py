@@ -305,7 +305,7 @@ def route_title(workload: Workload, comparison: Comparison) -> str:
     """Return what a policy does to a workload's responses."""
     if comparison.estimate is None or comparison.high is None or comparison.high >= 1:
         return f"Responses by way, {workload.name}"
-    return f"{workload.route.capitalize()} routing cuts the mean response to {comparison.estimate:.0%}"
+    return f"{workload.route.capitalize()} routing cuts the mean response to {comparison.estimate:.0%} of that by turns"
 
 
 def route_sentence(workload: Workload, comparison: Comparison) -> str:
