@@ -305,7 +305,8 @@ def route_title(workload: Workload, comparison: Comparison) -> str:
     """Return what a policy does to a workload's responses."""
     if comparison.estimate is None or comparison.high is None or comparison.high >= 1:
         return f"Responses by way, {workload.name}"
-    return f"{workload.route.capitalize()} routing cuts the mean response to {comparison.estimate:.0%} of that by turns"
+    share = f"{comparison.estimate:.0%} of that by turns"
+    return f"{workload.route.capitalize()} routing cuts the mean response to {share}"
 
 
 def route_sentence(workload: Workload, comparison: Comparison) -> str:
