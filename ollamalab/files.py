@@ -7,11 +7,17 @@ or a full disk never meets half a file.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+
 from ollamalab.errors import RunError
+
+#: Nobody else's files end so: they can be deleted wherever they lie.
+_PARTIAL = ".ollamalab.tmp"
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:
@@ -25,7 +31,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     Raises:
         RunError: They cannot be written (full disk, no permission); the places are as before.
     """
-    staged = {path.with_name(f".{path.name}.{os.getpid()}.tmp"): path for path in files}
+    staged = {partial_name(path): path for path in files}
     path = Path()
     try:
         for temporary, path in staged.items():
@@ -52,6 +58,24 @@ def write_together(files: Mapping[Path, bytes]) -> None:
 def write_whole(path: Path, content: bytes) -> None:
     """Write one file so that it is whole or not there; raises like ``write_together``."""
     write_together({path: content})
+
+
+def partial_name(path: Path) -> Path:
+    """Return the name beside a file's place under which this process writes it."""
+    return path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+
+
+def sweep_partials(folder: Path) -> None:
+    """Delete the partial files that processes left which are gone, ended by ``kill -9`` or a power cut.
+
+    One that is locked stays, too: its process may be in another container, where pids mean others.
+    """
+    for found in folder.glob(f".*{_PARTIAL}"):
+        pid = found.name.removesuffix(_PARTIAL).rpartition(".")[2]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            with contextlib.suppress(OSError), found.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -211,8 +211,8 @@ class ProcessSampler:
     ``cpu_ratio`` is the CPU time since the previous reading over the time that has passed: 1.0 is one core,
     two busy cores make 2.0; None in the first reading and over less than 50 ms. ``cpu_s``, ``read_bytes`` and
     ``written_bytes`` (storage, not page cache) count since the start of each process and keep what
-    ended ones were last seen to have used, so they never fall; a process that is found late (up to a
-    second) brings all it has used into that reading. ``rss_bytes`` counts memory that two processes share
+    ended ones were last seen to have used, so they never fall; a process that is found late (up to
+    ``relist_s``) brings all it has used into that reading. ``rss_bytes`` counts memory that two processes share
     twice. ``processes`` and ``threads`` are alive now.
     """
 
@@ -221,20 +221,23 @@ class ProcessSampler:
         pids: Callable[[], Iterable[int]],
         *,
         source: str = "server",
+        relist_s: float = _RELIST_S,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Prepare; nothing is read yet.
 
         Args:
-            pids: Gives the processes to read; asked about once a second. For example ``target.pids`` or
+            pids: Gives the processes to read; asked every ``relist_s``. For example ``target.pids`` or
                 ``ProcessTree(1234).pids``.
             source: Name of the source.
+            relist_s: Until the processes are listed again: those that start meanwhile are found so late.
             clock: Monotonic seconds.
         """
         self.notes: list[str] = []
         self._pids = pids
         self._source = source
         self._clock = clock
+        self._relist_s = relist_s
         self._relist_at_s = float("-inf")
         self._members: dict[psutil.Process, _Counters | None] = {}
         self._ended = _Counters(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -245,7 +248,7 @@ class ProcessSampler:
         now_s = self._clock()
         if now_s >= self._relist_at_s:
             self._relist()
-            self._relist_at_s = now_s + _RELIST_S
+            self._relist_at_s = now_s + self._relist_s
         alive = []
         for process in tuple(self._members):
             counters = _read_process(process)

@@ -14,7 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from ollamalab.errors import SamplerUnavailable, SettingsError
 from ollamalab.records import Sample
@@ -40,6 +40,17 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
+class Threaded(Protocol):
+    """A sampler that reads in a thread of its own, whose time would else be nobody's.
+
+    Attributes:
+        cpu_s: CPU time of that thread so far.
+    """
+
+    cpu_s: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingStatistics:
     """What a stretch of sampling did and cost.
@@ -50,8 +61,9 @@ class SamplingStatistics:
         held: Samples in the buffer.
         dropped: Oldest samples that had to make room.
         elapsed_s: From the first round's start to the last one's end.
-        cpu_s: CPU time of the thread.
+        cpu_s: CPU time of it all: of the thread, its waking included, and of threads that samplers have.
         reading_s: Kind of sampler to seconds its readings took in all, on the clock.
+        reading_cpu_s: Kind of sampler to the CPU time of its readings; the beat's own is what remains.
         longest_s: The longest round; None before the first has ended.
     """
 
@@ -62,6 +74,7 @@ class SamplingStatistics:
     elapsed_s: float
     cpu_s: float
     reading_s: Mapping[str, float]
+    reading_cpu_s: Mapping[str, float]
     longest_s: float | None
 
     @property
@@ -116,16 +129,22 @@ class Sampling:
         self._samplers = list(samplers)
         self._interval_s = interval_s
         self._clock = clock
-        self._samples: deque[Sample] = deque(maxlen=capacity)
+        self._capacity = capacity
+        # Bare tuples: a Sample takes longer to make than to read, and most are looked at once, afterwards.
+        self._held: deque[tuple[float, str, Mapping[str, float | None]]] = deque(maxlen=capacity)
         self._lock = threading.Lock()  # of the fields below and the buffer
         self._notes: list[str] = []
         self._rounds = self._missed = self._dropped = 0
         self._reading_s: defaultdict[str, float] = defaultdict(float)
+        self._reading_cpu_s: defaultdict[str, float] = defaultdict(float)
+        threaded = [sampler for sampler in samplers if isinstance(sampler, Threaded)]
+        self._elsewhere = [(type(sampler).__name__, sampler, sampler.cpu_s) for sampler in threaded]
         self._longest_s: float | None = None
         self._begun_s = self._elapsed_s = self._cpu_s = 0.0
         self._failure: Exception | None = None
         self._first_round_done = threading.Event()
-        self._leave = threading.Event()
+        # Held while inside the ``with``. A lock, because Event.wait is Python that each beat would run cold.
+        self._inside = threading.Lock()
         # A daemon, so that a reading which never returns (a hung driver) cannot hold up the exit.
         self._thread = threading.Thread(target=self._run, name="ollamalab-sampling", daemon=True)
 
@@ -133,7 +152,8 @@ class Sampling:
     def samples(self) -> list[Sample]:
         """What has been read so far, in order of time; a copy."""
         with self._lock:
-            return list(self._samples)
+            held = list(self._held)
+        return [Sample(at_s=at_s, source=source, values=values) for at_s, source, values in held]
 
     @property
     def notes(self) -> list[str]:
@@ -144,18 +164,51 @@ class Sampling:
     def statistics(self) -> SamplingStatistics:
         """Return what the sampling has done and cost so far."""
         with self._lock:
+            cpu_s, reading_cpu_s = self._cpu_s, dict(self._reading_cpu_s)
+            for kind, sampler, before_s in self._elsewhere:
+                cpu_s += sampler.cpu_s - before_s
+                reading_cpu_s[kind] = reading_cpu_s.get(kind, 0.0) + sampler.cpu_s - before_s
             return SamplingStatistics(
                 rounds=self._rounds,
                 missed=self._missed,
-                held=len(self._samples),
+                held=len(self._held),
                 dropped=self._dropped,
                 elapsed_s=self._elapsed_s,
-                cpu_s=self._cpu_s,
+                cpu_s=cpu_s,
                 reading_s=dict(self._reading_s),
+                reading_cpu_s=reading_cpu_s,
                 longest_s=self._longest_s,
             )
 
+    def cost_samples(self) -> list[Sample]:
+        """Return what it has cost so far as samples of its own, to be kept beside the others.
+
+        Source "sampling": ``cpu_s``, ``elapsed_s``, ``rounds``, ``missed``, ``dropped``; and for each kind of
+        sampler "sampling:KIND": ``cpu_s`` and ``elapsed_s`` of its readings.
+        """
+        found = self.statistics()
+        at_s = self._begun_s + found.elapsed_s
+        whole: dict[str, float | None] = {
+            "cpu_s": found.cpu_s,
+            "elapsed_s": found.elapsed_s,
+            "rounds": found.rounds,
+            "missed": found.missed,
+            "dropped": found.dropped,
+        }
+        return [
+            Sample(at_s=at_s, source="sampling", values=whole),
+            *(
+                Sample(
+                    at_s=at_s,
+                    source=f"sampling:{kind}",
+                    values={"cpu_s": found.reading_cpu_s[kind], "elapsed_s": elapsed_s},
+                )
+                for kind, elapsed_s in found.reading_s.items()
+            ),
+        ]
+
     def __enter__(self) -> Self:
+        self._inside.acquire()
         self._thread.start()
         self._first_round_done.wait()
         return self
@@ -166,7 +219,7 @@ class Sampling:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._leave.set()
+        self._inside.release()
         self._thread.join(_JOIN_S)
         if self._thread.is_alive():
             with self._lock:
@@ -180,16 +233,16 @@ class Sampling:
         active = list(self._samplers)
         self._begun_s = due_s = self._clock()
         try:
-            while True:
-                last = self._leave.is_set()
-                self._read_round(active)
-                self._first_round_done.set()
-                if last:
-                    return
+            self._read_round(active)
+            self._first_round_done.set()
+            has_left = False
+            while not has_left:
                 due_s, missed = next_beat(due_s, self._clock(), self._interval_s)
-                with self._lock:
-                    self._missed += missed
-                self._leave.wait(max(0.0, due_s - self._clock()))
+                if missed:
+                    with self._lock:
+                        self._missed += missed
+                has_left = self._inside.acquire(timeout=max(0.0, due_s - self._clock()))
+                self._read_round(active)
         except Exception as error:
             self._failure = error
         finally:
@@ -197,9 +250,9 @@ class Sampling:
 
     def _read_round(self, active: list[Sampler]) -> None:
         """Read every sampler once; take out those that have become unavailable."""
-        cpu_before_s = time.thread_time()
-        round_begun_s = self._clock()
+        round_begun_s, before_cpu_s = self._clock(), time.thread_time()
         for sampler in tuple(active):
+            kind = type(sampler).__name__
             begun_s = self._clock()
             try:
                 readings = sampler.read()
@@ -208,17 +261,18 @@ class Sampling:
                 with self._lock:
                     self._notes.append(str(error))
                 continue
-            ended_s = self._clock()
+            ended_s, cpu_s = self._clock(), time.thread_time()
             # The middle: the value was true somewhere between the question and its answer.
             at_s = (begun_s + ended_s) / 2
             with self._lock:
-                self._reading_s[type(sampler).__name__] += ended_s - begun_s
-                for source, values in readings.items():
-                    self._dropped += len(self._samples) == self._samples.maxlen
-                    self._samples.append(Sample(at_s=at_s, source=source, values=values))
+                self._reading_s[kind] += ended_s - begun_s
+                self._reading_cpu_s[kind] += cpu_s - before_cpu_s
+                self._dropped += max(0, len(self._held) + len(readings) - self._capacity)
+                self._held.extend((at_s, source, values) for source, values in readings.items())
+            before_cpu_s = cpu_s
         ended_s = self._clock()
         with self._lock:
             self._rounds += 1
             self._elapsed_s = ended_s - self._begun_s
-            self._cpu_s += time.thread_time() - cpu_before_s
+            self._cpu_s = time.thread_time()  # the thread began with the sampling
             self._longest_s = max(self._longest_s or 0.0, ended_s - round_begun_s)

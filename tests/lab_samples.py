@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ollamalab.compare import Comparison, Metric, Visit, compare_arms
-from ollamalab.lab import Trials
+from ollamalab.lab import Lab, Trials
 from ollamalab.records import Outcome, RequestRecord, ServerTimings
+from ollamalab.report import root
+from ollamalab.report.notebooks import read_notebook
+from ollamalab.runner.parameters import parameters_of
 
 URL = "http://127.0.0.1:11434"
 E2E = Metric(name="e2e_s", unit="s", better="lower")
@@ -92,3 +95,10 @@ def compared(
         for place, (name, value) in enumerate(zip((arm, baseline), pair, strict=True))
     }
     return compare_arms(values, metric, arm=arm, baseline=baseline, is_primary=is_primary)
+
+
+def lab_of(experiment: str) -> Lab:
+    """Return the lab of a notebook with its default parameters."""
+    notebook = root() / "notebooks" / f"{experiment}.ipynb"
+    parameters = parameters_of(read_notebook(notebook), notebook.name)
+    return Lab(experiment, {name: parameter.default for name, parameter in parameters.items()})

@@ -114,6 +114,23 @@ async def test_an_address_needs_no_lookup() -> None:
     assert stages.connect_s is not None
 
 
+async def test_a_lookup_of_ones_own_knows_names_that_the_system_does_not() -> None:
+    """The name of RFC 6761 that never exists; the lookup is a stage of the ledger like the system's."""
+    asked = []
+
+    async def lookup(host: str, port: int) -> list[str]:
+        asked.append((host, port))
+        return ["127.0.0.1"]
+
+    async with ScriptedServer(QUICK) as server:
+        url = server.url.replace("127.0.0.1", "ollama.invalid")
+        async with OllamaClient(url, lookup=lookup) as client:
+            answer = await client.chat("scripted", "hello")
+    assert asked == [("ollama.invalid", int(server.url.rpartition(":")[2]))]
+    assert answer.stages.dns_s is not None
+    assert_adds_up(answer)
+
+
 async def test_tls_has_a_stage_of_its_own(certificate: Path) -> None:
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(certificate)

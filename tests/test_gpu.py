@@ -6,7 +6,9 @@ That a real driver answers like this is seen where there is one: see
 
 from __future__ import annotations
 
+import ctypes
 import re
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from ollamalab.gpu import (
     gpu_sampler,
     throttling,
 )
-from ollamalab.gpu.readings import instance_readings, readings
+from ollamalab.gpu.readings import _FIELD, _SAMPLES, _VALUES, instance_readings, readings
 from ollamalab.sampling import Sampling
 
 
@@ -78,6 +80,20 @@ def test_every_reading_gives_only_values_that_are_listed() -> None:
             fill(nvml, 1_000 * sum(nvml.calls.values()))
             given |= way(nvml, 0).keys()
     assert given == set(VALUES)
+
+
+def test_structures_are_read_as_pynvml_lays_them_out() -> None:
+    """They are read as bytes, which no name in the structure would notice if it moved."""
+    value = pynvml.c_nvmlFieldValue_t(fieldId=1, scopeId=2, timestamp=3, latencyUsec=4, valueType=5)
+    value.nvmlReturn, value.value.ullVal = 6, 7
+    assert ctypes.sizeof(value) == _FIELD.size
+    assert _FIELD.unpack(value) == (1, 2, 3, 4, 5, 6, (7).to_bytes(8, sys.byteorder))
+    for kind, (name, _) in enumerate(pynvml.c_nvmlValue_t._fields_):
+        sample = pynvml.c_nvmlSample_t(timeStamp=9)
+        setattr(sample.sampleValue, name, 50)
+        assert ctypes.sizeof(sample) == _SAMPLES[kind].size
+        assert _SAMPLES[kind].unpack(sample) == (9, 50)
+        assert _VALUES[kind].unpack(bytes(sample)[8:]) == (50,)
 
 
 def fill(nvml: Nvml, at_us: int, *values: int) -> None:

@@ -168,6 +168,18 @@ def test_a_driver_that_hangs_when_it_is_opened_is_no_gpu() -> None:
     release.set()
 
 
+def test_what_its_thread_takes_is_counted_with_the_sampling() -> None:
+    with Detached(lambda: GpuSampler(Nvml()), name="NVML") as source:
+        opened_s = source.cpu_s
+        with Sampling([source], interval_s=3600) as sampling:
+            pass
+        read_s = source.cpu_s - opened_s
+    assert read_s > 0
+    statistics = sampling.statistics()
+    assert statistics.reading_cpu_s["Detached"] >= read_s
+    assert statistics.cpu_s >= statistics.reading_cpu_s["Detached"]
+
+
 def test_a_source_that_ends_while_detached_says_so() -> None:
     nvml = Nvml()
     with Detached(lambda: GpuSampler(nvml), name="NVML") as source:

@@ -470,6 +470,12 @@ async def test_the_number_of_threads_reaches_ollamas_engines() -> None:
 
 
 @pytest.mark.usefixtures("standin")
+async def test_ollamas_engines_are_asked_to_count_what_they_evaluate() -> None:
+    async with open_target("ollama") as target:
+        assert get_json(f"{target.url}/environment", timeout_s=5)["LLAMA_ARG_ENDPOINT_METRICS"] == "1"
+
+
+@pytest.mark.usefixtures("standin")
 async def test_a_setting_that_an_old_ollama_would_ignore_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STANDIN_VERSION", "0.24.0")
     with pytest.raises(TargetError, match=r"num_threads=2 needs Ollama 0\.30 or newer, not 0\.24\.0"):
@@ -564,11 +570,14 @@ async def test_the_slots_of_ollamas_engines_are_read_from_the_engines() -> None:
 
 
 async def test_the_slots_of_an_embedded_server_go_by_their_model() -> None:
-    engines = [{"model": "smollm2:135m", "pid": 1, "url": "", "slots": ollama_standin.SLOTS}]
+    url = "http://127.0.0.1:9"
+    engines = [{"model": "smollm2:135m", "pid": 1, "url": url, "slots": ollama_standin.SLOTS}]
     with serving(OLLAMA | {"/lab/engines": engines}) as url:
         async with open_target(url) as target:
             readings = await asyncio.to_thread(SlotSampler(target.slots).read)
+            (engine,) = await asyncio.to_thread(target.engines)
     assert readings == {"slots:smollm2:135m": {"slots": 3, "busy": 2, "decoding": 1}}
+    assert (engine.model, engine.pid) == ("smollm2:135m", 1)
 
 
 async def test_a_server_that_cannot_tell_its_slots_is_an_unavailable_sampler() -> None:
@@ -576,6 +585,8 @@ async def test_a_server_that_cannot_tell_its_slots_is_an_unavailable_sampler() -
         async with open_target(url) as target:
             with pytest.raises(SamplerUnavailable, match="does not tell its slots"):
                 await asyncio.to_thread(SlotSampler(target.slots).read)
+            with pytest.raises(SamplerUnavailable, match="does not let its engines be asked"):
+                await asyncio.to_thread(target.engines)
 
 
 def test_a_server_that_does_not_answer_just_now_gives_no_slots_and_one_note() -> None:

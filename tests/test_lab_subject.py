@@ -35,6 +35,7 @@ class Recorder:
     Attributes:
         chats: Bodies since ``take``.
         loaded: As ``/api/ps`` lists it.
+        loads: Bodies of empty chats, which load and unload.
         keeps_models: False to unload after each request.
     """
 
@@ -42,10 +43,12 @@ class Recorder:
         self.keeps_models = True
         self.chats: list[dict[str, Any]] = []
         self.loaded: list[dict[str, Any]] = []
+        self.loads: list[dict[str, Any]] = []
 
     async def chat(self, request: web.Request) -> web.Response:
         body = await request.json()
         if not body["messages"]:
+            self.loads.append(body)
             if body.get("keep_alive") == 0:
                 self.loaded = [model for model in self.loaded if model["name"] != body["model"]]
             elif self.keeps_models:
@@ -120,6 +123,18 @@ async def test_equal_names_and_seeds_give_equal_words_with_different_nonces(
     assert len({*nonces(first), *nonces(again), *nonces(other)}) == 12
     assert {chat["model"] for chat in first} == {"m:1b"}
     assert {chat["options"]["num_predict"] for chat in first} == {3}
+
+
+async def test_its_options_go_with_every_request_and_with_the_load(
+    recorder: Recorder, recorded: Subject
+) -> None:
+    """A load without them would be followed by a second one."""
+    recorded.options = {"num_ctx": 512}
+    await recorded.load()
+    await recorded.offer(LoadSettings(requests=1), SHAPE)
+    assert [load["options"] for load in recorder.loads] == [{"num_ctx": 512}]
+    assert [chat["options"]["num_ctx"] for chat in recorder.chats] == [512]
+    assert recorder.chats[0]["options"]["temperature"] == 0
 
 
 async def test_the_arms_of_a_block_get_equal_prompts_and_arrivals(

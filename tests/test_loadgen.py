@@ -14,7 +14,7 @@ import pytest
 from ollamalab.arrivals import ArrivalPattern, Arrivals
 from ollamalab.client import Capture
 from ollamalab.connection import OllamaConnection
-from ollamalab.errors import SettingsError
+from ollamalab.errors import BadReply, SettingsError
 from ollamalab.loadgen import Lag, LoadGenerator, LoadResult, LoadSettings
 from ollamalab.loadgen.health import lag_of, reasons_unfit
 from ollamalab.metrics import lindley_response_s
@@ -337,6 +337,18 @@ def test_a_single_object_without_newline_is_a_whole_reply() -> None:
     whole = encode_line({"response": "hello", "done": True, "eval_count": 1}).strip()
     record = capture((1.0, whole[:20]), (2.0, whole[20:])).record("x")
     assert (record.outcome, record.token_times_s, record.output_tokens) == (Outcome.OK, (2.0,), 1)
+
+
+def test_a_line_that_broke_off_in_its_middle_is_no_error_of_the_server() -> None:
+    """Whoever hangs up seldom does so between two lines."""
+    given_up = capture((1.0, chat("a") + chat("b")[:20]))
+    given_up.is_cancelled = True
+    assert given_up.record("x").outcome is Outcome.CANCELLED
+    cut = capture((1.0, chat("a") + chat("b")[:20]))
+    cut.failure = BadReply("the connection closed")
+    record = cut.record("x")
+    assert (record.outcome, record.error) == (Outcome.TRUNCATED, "the connection closed")
+    assert record.token_times_s == (1.0,)
 
 
 def test_an_error_wins_over_a_done_and_an_http_error_over_everything() -> None:

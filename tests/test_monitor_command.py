@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,50 @@ def test_without_a_gpu_and_without_its_server_it_goes_on() -> None:
         next(output)
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
+
+
+@contextmanager
+def guarded(key: str, page: str) -> Iterator[str]:
+    """Serve a server that tells version and models to whoever has the key; its other pages lead away."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answers = {"/api/ps": b'{"models": []}', "/api/version": b'{"version": "9.8.7"}'}
+            is_known = self.headers["Authorization"] == f"Bearer {key}"
+            body = answers.get(self.path, b"{}")
+            self.send_response(200 if is_known and self.path in answers else 302 if is_known else 401)
+            self.send_header("Location", page)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_guarded_server_is_watched_with_a_key_that_goes_nowhere_else(tmp_path: Path) -> None:
+    """A redirect leads to a server that would know the key, had it been sent along: it answers 401."""
+    keys = tmp_path / "keys"
+    keys.write_text("# of the gateway\nme secret-of-mine\n")
+    flags = ("--interval", "0.1", "--gpu", "none")
+    with guarded("secret-of-mine", "") as other, guarded("secret-of-mine", f"{other}/api/version") as url:
+        with running(url, *flags, "--api-key-file", str(keys)) as process:
+            output = lines(process)
+            while "Ollama does not tell" not in (shown := next(output)):
+                assert "secret" not in shown
+        with running(url, *flags) as process:
+            output = lines(process)
+            while "401" not in next(output):
+                pass
 
 
 def test_gpus_of_nvidia_smi_are_shown_and_its_process_ends_with_ours(tmp_path: Path) -> None:
@@ -122,6 +168,7 @@ def test_on_a_terminal_it_draws_over_itself(tmp_path: Path) -> None:
         (("--serve", "http"), "--serve 'http' is no port"),
         (("ftp://gpu2",), "http or https is needed"),
         (("--gpu", "http://"), "is not the address of a page of metrics"),
+        (("--api-key-file", "/absent.key"), "cannot read --api-key-file /absent.key"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(flags: tuple[str, ...], words: str) -> None:

@@ -39,6 +39,23 @@ REQUESTS = pd.DataFrame(
 )
 CPU = pd.DataFrame({"at_s": [5.0, 5.5, 6.0], "value": [0.2, 0.9, 0.8]})
 
+TOKENS = pd.DataFrame(
+    {"label": ["kept", "changed"], "sent": [120.0, 122.0], "evaluated": [14.0, 122.0], "n": 8}
+)
+
+ENDINGS = pd.DataFrame({"ok": [3, 0], "http_error": [1, 0]}, index=["overload", "kill"])
+
+ARRIVED = pd.DataFrame({"at_s": [5.2, 5.4, 6.0], "value": [1.0, 2.0, 3.0]})
+SPANS = pd.DataFrame({"name": ["idle", "busy"], "start_s": [5.0, 5.5], "end_s": [5.5, 6.5]})
+DOTS = pd.DataFrame({"series": ["1", "4"], "x": [0.9, 1.0], "y": [10.0, 20.0]})
+
+ENDS = pd.DataFrame({"row": ["ours"] * 3, "at_s": [0.1, 0.9, 1.2], "kind": ["instance 1", "lost", "cut off"]})
+MARKS = pd.DataFrame({"row": ["ours"], "at_s": [0.8], "text": ["killed"]})
+
+TRADES = pd.DataFrame(
+    {"x": [380.0, 200.0], "value": [90.0, 120.0], "low": [85.0, None], "high": [95.0, None]}
+).assign(label=["F16", "Q4_0"], note=["the reference", "65 % as F16"])
+
 DRAWINGS: dict[str, Callable[..., Figure]] = {
     "stage_bars": lambda **words: plots.stage_bars(STAGES, **words),
     "ratio_forest": lambda **words: plots.ratio_forest(RATIOS, quantity="after / before", **words),
@@ -47,8 +64,16 @@ DRAWINGS: dict[str, Callable[..., Figure]] = {
     "sweep_lines": lambda **words: plots.sweep_lines(
         POINTS, setting="slots", quantity="output [tokens/s]", **words
     ),
+    "ends_over_time": lambda **words: plots.ends_over_time(ENDS, MARKS, **words),
     "concurrency_bars": lambda **words: plots.concurrency_bars(SHARES, setting="slots", **words),
+    "outcome_bars": lambda **words: plots.outcome_bars(ENDINGS, **words),
+    "token_clock": lambda **words: plots.token_clock(ARRIVED, {"CPU\n[cores]": CPU}, spans=SPANS, **words),
+    "usage_scatter": lambda **words: plots.usage_scatter(DOTS, resource="CPU", quantity="tokens/s", **words),
     "slot_timeline": lambda **words: plots.slot_timeline(REQUESTS, cpu=CPU, slots=2, **words),
+    "token_bars": lambda **words: plots.token_bars(TOKENS, **words),
+    "trade_off": lambda **words: plots.trade_off(
+        TRADES, cost="memory [MB]", quantity="rate [tokens/s]", baseline="F16", **words
+    ),
 }
 
 
@@ -85,13 +110,40 @@ def test_nothing_measured_is_no_error(name: str) -> None:
         "latency_strip": lambda: plots.latency_strip(VALUES.iloc[3:4], quantity="q", title="T"),
         "sweep_lines": lambda: plots.sweep_lines(POINTS.iloc[:0], setting="s", quantity="q", title="T"),
         "concurrency_bars": lambda: plots.concurrency_bars(SHARES * float("nan"), setting="s", title="T"),
+        "outcome_bars": lambda: plots.outcome_bars(ENDINGS.iloc[1:], title="T"),
+        "ends_over_time": lambda: plots.ends_over_time(ENDS[:0], MARKS[:0], title="T"),
+        "token_clock": lambda: plots.token_clock(ARRIVED[:0], {}, spans=SPANS[:0], title="T"),
+        "usage_scatter": lambda: plots.usage_scatter(DOTS[:0], resource="CPU", quantity="q", title="T"),
         "slot_timeline": lambda: plots.slot_timeline(REQUESTS.iloc[2:], title="T"),
+        "token_bars": lambda: plots.token_bars(TOKENS.iloc[:0], title="T"),
+        "trade_off": lambda: plots.trade_off(TRADES.iloc[:0], cost="c", quantity="q", title="T"),
     }
     assert words_of(empty[name]())
 
 
+def test_endings_are_counted_and_shared_out() -> None:
+    """A bar is as long as any other, whatever its n; a row without requests has none."""
+    figure = plots.outcome_bars(ENDINGS, title="T")
+    words = words_of(figure).splitlines()
+    assert {"overload  (n = 4)", "kill  (n = 0)", "http error", "3", "1"} <= set(words)
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    assert sorted(widths) == [0, 0, 0.25, 0.75]
+
+
 def test_one_slot_is_one() -> None:
     assert "1 slot" in words_of(plots.slot_timeline(REQUESTS, slots=1, title="T")).splitlines()
+
+
+def test_bars_of_tokens_tell_both_numbers_and_how_many_requests() -> None:
+    words = words_of(plots.token_bars(TOKENS, title="T"))
+    assert "14 of 120" in words
+    assert "changed  (n = 8)" in words
+
+
+def test_a_setting_that_is_counted_has_even_steps() -> None:
+    """Turn 4 is as far from turn 3 as turn 2 from turn 1."""
+    figure = plots.sweep_lines(POINTS, setting="turn", quantity="TTFT [s]", title="T", is_linear=True)
+    assert figure.axes[0].get_xscale() == "linear"
 
 
 def test_a_forest_shows_estimates_and_what_is_missing() -> None:
@@ -156,3 +208,30 @@ def test_open_spans_are_counted() -> None:
     moments, counts = decoding_at_once([(1.0, 3.0), (2.0, 4.0)])
     assert moments == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert counts == [0, 1, 2, 1, 0]
+
+
+def test_tokens_and_samples_share_one_clock() -> None:
+    figure = plots.token_clock(ARRIVED, {"CPU\n[cores]": CPU}, spans=SPANS, title="T")
+    tokens, samples = (part.lines[0] for part in figure.axes)
+    assert tokens.get_xdata()[0] == pytest.approx(0.2)
+    assert samples.get_xdata()[0] == pytest.approx(0.0)
+    assert figure.axes[1].get_xlim() == (0.0, 1.5)
+    assert {"idle", "busy"} <= set(words_of(figure).splitlines())
+
+
+def test_utilisation_is_drawn_up_to_all_of_it() -> None:
+    """A scatter whose axis began at the least utilisation would show noise as an effect."""
+    axes = plots.usage_scatter(DOTS, resource="CPU", quantity="tokens/s", title="T").axes[0]
+    assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
+    assert axes.get_xlim()[1] >= 1
+
+
+def test_a_trade_off_names_each_point_and_greys_the_baseline() -> None:
+    """Names of points that cost nearly the same stand on different sides."""
+    near = TRADES.assign(x=[200.0, 210.0])
+    figure = plots.trade_off(near, cost="memory [MB]", quantity="rate", baseline="F16", title="T")
+    assert {"F16: the reference", "Q4_0: 65 % as F16"} <= set(words_of(figure).splitlines())
+    axes = figure.axes[0]
+    assert [to_hex(line.get_color()) for line in axes.lines] == [BASELINE, "#0072b2"]
+    assert [text.get_horizontalalignment() for text in axes.texts] == ["right", "left"]
+    assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0

@@ -476,6 +476,17 @@ def test_the_claims_table_lists_every_claim(plausible: Path) -> None:
     assert "tested together (Benjamini–Hochberg)" in table.caption
 
 
+def test_a_claim_of_two_halves_has_a_row_for_each(run_folder: Path) -> None:
+    """What was settled first is not hidden by what came after it."""
+    report = Report("02_cold_start", parameters={}, folder=run_folder)
+    halves = {"speed": settle_fact(holds=True, evidence="faster"), "quality": not_testable("no original")}
+    for half, verdict in halves.items():
+        report.add_contrast(Contrast(text=half, claim="C11", observed=verdict))
+    report.save()
+    rows = [row for row in claims_table(load_run(run_folder)).rows if row[0] == "C11"]
+    assert [row[6] for row in rows] == ["confirmed", "not testable here"]
+
+
 # Notebooks' own words
 
 

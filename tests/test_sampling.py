@@ -172,6 +172,36 @@ def test_it_reports_its_own_cost() -> None:
     assert statistics.longest_s <= statistics.elapsed_s
     assert statistics.cpu_ratio is not None
     assert statistics.cpu_ratio > 0
+    assert 0 < statistics.reading_cpu_s["Counting"] <= statistics.cpu_s
+
+
+def test_its_cost_can_be_kept_beside_the_samples() -> None:
+    with Sampling([Counting()], interval_s=3600) as s:
+        pass
+    statistics = s.statistics()
+    whole, reading = s.cost_samples()
+    assert (whole.source, reading.source) == ("sampling", "sampling:Counting")
+    assert whole.values["cpu_s"] == statistics.cpu_s
+    assert (whole.values["rounds"], whole.values["missed"], whole.values["dropped"]) == (2, 0, 0)
+    assert reading.values["elapsed_s"] == statistics.reading_s["Counting"]
+    assert whole.at_s >= s.samples[-1].at_s
+
+
+def test_the_time_of_a_samplers_own_thread_counts() -> None:
+    """As far as it was spent while sampling: opening a driver is no sampling."""
+
+    class Elsewhere(Counting):
+        cpu_s = 7.0
+
+        def read(self) -> Mapping[str, Mapping[str, float | None]]:
+            self.cpu_s += 100.0
+            return super().read()
+
+    with Sampling([Elsewhere()], interval_s=3600) as s:
+        pass
+    statistics = s.statistics()
+    assert statistics.reading_cpu_s["Elsewhere"] == pytest.approx(200.0, abs=1.0)
+    assert statistics.cpu_s >= statistics.reading_cpu_s["Elsewhere"]
 
 
 @pytest.mark.parametrize("arguments", [{"interval_s": 0.0}, {"interval_s": float("nan")}, {"capacity": 0}])

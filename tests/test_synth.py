@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -200,6 +201,34 @@ def test_the_command_writes_a_file_and_says_how_fast(tmp_path: Path, smollm2: Pa
     assert f"tiny.gguf (synthetic) is at {file}" in done.stdout
     assert read_gguf(file).fields["ollamalab.synthetic"] is True
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next_and_what_others_write_is_not(
+    tmp_path: Path, smollm2: Path
+) -> None:
+    """The first is ended by kill -9 while it writes; beside it, one of a live process and somebody else's."""
+    script = "from ollamalab.cli import main; main()"
+    out = str(tmp_path / "large.gguf")
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "models", "synth", "--shape", "7b", "--out", out],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        left = tmp_path / f".large.gguf.{process.pid}.ollamalab.tmp"
+        while not left.exists():
+            assert process.poll() is None
+        process.kill()
+    assert left.exists()
+    alive = tmp_path / f".other.gguf.{os.getpid()}.ollamalab.tmp"
+    locked = tmp_path / f".elsewhere.gguf.{process.pid}.ollamalab.tmp"
+    foreign = tmp_path / f".theirs.{process.pid}.tmp"
+    for file in (alive, locked, foreign):
+        file.touch()
+    with locked.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        write_synthetic(Recipe(shape=TINY, quant="q8_0"), tmp_path / "tiny.gguf", tokenizer=smollm2)
+    kept = {alive.name, locked.name, foreign.name, "tiny.gguf"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_a_model_goes_into_the_store_and_is_listed_with_its_mark(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from warm_world import DAY, TICK_S, World, counted
 
@@ -33,6 +33,9 @@ def books(world: World) -> dict[str, Totals]:
     wanted=st.sampled_from([(), ("m0",), ("m0", "m1", "m2")]),
     keep=st.sampled_from(["auto", "off"]),
 )
+@example(seed=138, ticks=318, hold_cost=0.0, wanted=(), keep="auto")  # lost as a last request comes
+@example(seed=443, ticks=303, hold_cost=0.0, wanted=(), keep="auto")  # lost unseen, and loaded for a request
+@example(seed=980, ticks=1636, hold_cost=0.0, wanted=(), keep="auto")  # a hold of no length
 def test_the_ledger_agrees_with_a_count_by_brute_force(
     seed: int, ticks: int, hold_cost: float, wanted: tuple[str, ...], keep: str
 ) -> None:

@@ -247,14 +247,16 @@ def counted(model: Model) -> Totals:
         users -= ends[tick]
         if ends[tick] and not users:
             natural_until = tick + model.keep
+        use = starts.get(tick)
         if run and (tick in lost or memory != stay):
-            totals.wasted += 1
-            totals.wasted_s += len(run) * TICK_S
+            # Lost in the moment in which a request came: the keeper learns it from how that one fares.
+            is_known = use is None or use.end < len(model.memory)
+            totals.wasted += is_known
+            totals.wasted_s += is_known * len(run) * TICK_S
             totals.held_s += len(run) * TICK_S
             run.clear()
         if tick in lost:
             natural_until = min(natural_until, tick)
-        use = starts.get(tick)
         if use is not None and not users:
             would_be_cold = tick >= natural_until
             if use.end >= len(model.memory):

@@ -13,6 +13,8 @@ from rich.console import Console
 from ollamalab.cli import (  # noqa: F401 - each registers itself
     bench,
     cache,
+    compare,
+    deploy,
     doctor,
     embedded,
     models,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ollamalab.cli.keys import authorization
 from ollamalab.cli.root import EXIT_FINDING, EXIT_INTERRUPTED, app
 from ollamalab.errors import SettingsError
 
@@ -81,7 +82,7 @@ def bench(
     target = server_url(url)
     settings = load_settings(concurrency, rate, arrivals, requests, duration, warmup)
     asked = _prompts(prompt, prompts, num_predict, _options(option or []))
-    headers = {} if api_key_file is None else {"Authorization": f"Bearer {_api_key(api_key_file)}"}
+    headers = authorization(api_key_file)
     if json_file is not None:
         _check_place(json_file)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
@@ -174,20 +175,6 @@ def _prompts(
         return replace(one, options={**one.options, **options})
 
     return prompt_of
-
-
-def _api_key(file: Path) -> str:
-    """Return the key: the last word of the first line that is no comment, as in a key file of `serve`."""
-    try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"cannot read --api-key-file {file}: {error}") from error
-    words = next((line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")), [])
-    if not words:
-        raise SettingsError(f"--api-key-file {file} holds no key; write one line with it")
-    if not (words[-1].isascii() and words[-1].isprintable()):
-        raise SettingsError(f"--api-key-file {file}: a key is ASCII, as HTTP headers are; write another")
-    return words[-1]
 
 
 def _check_place(file: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ollamalab.cli.keys import authorization
 from ollamalab.cli.root import EXIT_INTERRUPTED, app
 from ollamalab.errors import SettingsError
 
@@ -37,6 +39,9 @@ def monitor(
             "the file of a recording, none.",
         ),
     ] = "auto",
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File whose first line ends in the key to send to the server.")
+    ] = None,
 ) -> None:
     """Show GPUs, memory, loaded models with their expiry, slots, queue and tokens/s, live.
 
@@ -52,6 +57,7 @@ def monitor(
     if not _LEAST_INTERVAL_S <= interval < float("inf"):
         raise SettingsError(f"--interval must be at least {_LEAST_INTERVAL_S:g} s, got {interval:g}")
     target = None if url is None else server_url(url)
+    headers = authorization(api_key_file)
     with ExitStack() as opened:
         listener = None if serve is None else opened.enter_context(monitoring.serve_address(serve))
         gpus = open_gpus(gpu)
@@ -59,7 +65,9 @@ def monitor(
         show = _show(opened)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             is_interrupt = runner.run(
-                monitoring.monitor(gpus, target, interval_s=interval, listener=listener, show=show)
+                monitoring.monitor(
+                    gpus, target, interval_s=interval, listener=listener, show=show, headers=headers
+                )
             )
     if is_interrupt:
         raise typer.Exit(EXIT_INTERRUPTED)

@@ -9,14 +9,17 @@
 from ollamalab.client.capture import Capture, Reading, error_text
 from ollamalab.client.ollama import Answer, OllamaClient
 from ollamalab.client.stages import Moments, StageLedger, stage_ledger
+from ollamalab.client.transport import Lookup, system_lookup
 
 __all__ = [
     "Answer",
     "Capture",
+    "Lookup",
     "Moments",
     "OllamaClient",
     "Reading",
     "StageLedger",
     "error_text",
     "stage_ledger",
+    "system_lookup",
 ]

@@ -115,7 +115,8 @@ class Capture:
         except BadReply as error:
             self.failure = self.failure or error
             return
-        if splitter.rest().strip():  # a single object has no newline at its end
+        is_to_the_end = self.failure is None and not self.is_cancelled
+        if is_to_the_end and splitter.rest().strip():  # a single object has no newline at its end
             yield len(self.reads) - 1, self.reads[-1][0], splitter.rest()
 
     def _judge(self, said: Reading) -> tuple[Outcome, str | None]:

@@ -13,7 +13,7 @@ import msgspec
 
 from ollamalab.client.capture import Capture, error_text
 from ollamalab.client.stages import Moments, StageLedger, stage_ledger
-from ollamalab.client.transport import StagedTransport
+from ollamalab.client.transport import Lookup, StagedTransport, system_lookup
 from ollamalab.errors import BadReply, ModelNotFound, UpstreamRejected
 from ollamalab.metrics import stages
 from ollamalab.protocol.upstream import Request
@@ -60,6 +60,7 @@ class OllamaClient:
         connect_timeout_s: For looking up the name and for connecting, each.
         progress_timeout_s: Without a byte, before the reply or inside it; covers a model's load.
         ssl_context: For https; None trusts the usual authorities.
+        lookup: Looks names up; another one may know names that the system does not, or take its time.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class OllamaClient:
         connect_timeout_s: float = 5.0,
         progress_timeout_s: float = 300.0,
         ssl_context: ssl.SSLContext | None = None,
+        lookup: Lookup = system_lookup,
     ) -> None:
         self.url = server_url(url)
         self._transport = StagedTransport(
@@ -78,6 +80,7 @@ class OllamaClient:
             connect_timeout_s=connect_timeout_s,
             progress_timeout_s=progress_timeout_s,
             ssl_context=ssl_context,
+            lookup=lookup,
         )
 
     async def __aenter__(self) -> Self:

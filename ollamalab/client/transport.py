@@ -8,7 +8,7 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,6 +20,9 @@ from ollamalab.errors import BadReply, UpstreamError, UpstreamTimeout, UpstreamU
 
 #: The request that this task is making; its connection is made in the same task.
 _current: ContextVar[Moments] = ContextVar("moments")
+
+#: Gives the addresses of a host's name for a port, the preferred one first; an ``OSError`` if it has none.
+Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 
 #: httpcore's trace event to the moment that it marks.
 _EVENTS = {
@@ -54,6 +57,12 @@ def error_type(foreign: type[BaseException]) -> type[UpstreamError] | None:
     return next((ours for theirs, ours in _ERRORS if issubclass(foreign, theirs)), None)
 
 
+async def system_lookup(host: str, port: int) -> Sequence[str]:
+    """Return the addresses of a name as the system knows them; see ``Lookup``."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
 class StagedTransport:
     """One connection pool to one server; marks the moments of each exchange.
 
@@ -63,6 +72,7 @@ class StagedTransport:
         connect_timeout_s: For a lookup and for a connection, each.
         progress_timeout_s: Without a byte, before the reply or inside it.
         ssl_context: For https; None trusts the usual authorities.
+        lookup: Looks names up; addresses need none.
     """
 
     def __init__(
@@ -73,6 +83,7 @@ class StagedTransport:
         connect_timeout_s: float,
         progress_timeout_s: float,
         ssl_context: ssl.SSLContext | None,
+        lookup: Lookup = system_lookup,
     ) -> None:
         self._url = url
         self._connect_timeout_s = connect_timeout_s
@@ -81,7 +92,7 @@ class StagedTransport:
             base_url=url,
             headers={"Accept-Encoding": "identity", "User-Agent": "ollamalab", **headers},
             timeout=httpx.Timeout(progress_timeout_s, connect=connect_timeout_s, pool=connect_timeout_s),
-            transport=_Transport(ssl_context or httpx.create_ssl_context(trust_env=False)),
+            transport=_Transport(ssl_context or httpx.create_ssl_context(trust_env=False), lookup),
             trust_env=False,  # no proxies, whatever the environment says
         )
 
@@ -156,16 +167,17 @@ class _Transport(httpx.AsyncHTTPTransport):
     test sees to it that the lookup keeps its moment.
     """
 
-    def __init__(self, ssl_context: ssl.SSLContext) -> None:
+    def __init__(self, ssl_context: ssl.SSLContext, lookup: Lookup) -> None:
         super().__init__(verify=ssl_context)
-        self._pool = httpcore.AsyncConnectionPool(ssl_context=ssl_context, network_backend=_Backend())
+        self._pool = httpcore.AsyncConnectionPool(ssl_context=ssl_context, network_backend=_Backend(lookup))
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
     """Looks a name up, marks the moment, then connects to its addresses in turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, lookup: Lookup) -> None:
         self._connector = httpcore.AnyIOBackend()
+        self._lookup = lookup
 
     async def connect_tcp(
         self,
@@ -177,7 +189,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect to the first address that answers."""
         refusal = httpcore.ConnectError(f"{host} has no address")
-        for address in await _addresses(host, port, timeout):
+        for address in await _addresses(self._lookup, host, port, timeout):
             try:
                 return await self._connector.connect_tcp(
                     address, port, timeout, local_address, socket_options
@@ -187,17 +199,16 @@ class _Backend(httpcore.AsyncNetworkBackend):
         raise refusal
 
 
-async def _addresses(host: str, port: int, timeout_s: float | None) -> list[str]:
+async def _addresses(lookup: Lookup, host: str, port: int, timeout_s: float | None) -> Sequence[str]:
     """Return the addresses of a name, marking when they were known; of an address, itself."""
     with contextlib.suppress(ValueError):
         return [str(ipaddress.ip_address(host))]
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(timeout_s):
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await lookup(host, port)
     except TimeoutError as error:
         raise httpcore.ConnectTimeout(f"looking up {host} took too long") from error
     except OSError as error:
         raise httpcore.ConnectError(f"{host}: {error.strerror or error}") from error
     _current.get().resolved_s = time.perf_counter()
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    return found

@@ -5,6 +5,7 @@
 - ``verdict``: one arm against the baseline, in numbers and words
 - ``correction``: many tests in one run
 - ``claim``: a published claim against what was measured
+- ``runs``: one run against another, which are not paired
 - ``carry_over``: whether a visit depends on the one before
 """
 

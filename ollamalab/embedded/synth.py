@@ -8,6 +8,7 @@ vocabulary has the shape's size. No text becomes one of those, and the model say
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -33,6 +34,7 @@ from ollamalab.embedded.models import DISK_FULL, ModelFile, ModelStore, Progress
 from ollamalab.embedded.random_weights import QUANTS, weights
 from ollamalab.embedded.shapes import Shape
 from ollamalab.errors import ModelError, SettingsError
+from ollamalab.files import partial_name, sweep_partials
 from ollamalab.protocol.names import ModelName, parse_name
 from ollamalab.protocol.synthetic import SYNTHETIC_FIELD
 
@@ -153,7 +155,8 @@ def write_synthetic(
             tokenizer's file is unusable.
     """
     _refuse_existing(target, str(target), "--out")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    sweep_partials(target.parent)
+    partial = partial_name(target)
     with _mapped_errors(target):
         try:
             written = _write(recipe, partial, str(target), tokenizer, on_progress)
@@ -193,6 +196,7 @@ def _write(
 
     digest = hashlib.sha256() if with_digest else None
     with path.open("xb") as file, _hashing(digest) as hash_soon:
+        fcntl.flock(file, fcntl.LOCK_EX)  # says that its writer lives; see ``sweep_partials``
         for chunk in chunks():
             hash_soon(chunk)
             file.write(chunk)

@@ -26,6 +26,7 @@ class Detached:
 
     Attributes:
         notes: The source's, and when it hung.
+        cpu_s: CPU time of its thread, up to its last reading.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Detached:
             SettingsError: As ``opening``.
         """
         self.notes: list[str] = []
+        self.cpu_s = 0.0
         self._source: GpuSource | None = None
         self._opening = opening
         self._name = name
@@ -123,12 +125,16 @@ class Detached:
             self._answers.put(error)
             return
         self._source, self.notes = source, source.notes
+        self.cpu_s = time.thread_time()
         self._answers.put({})
         try:
             while self._asks.get():
+                answer: Readings | Exception
                 try:
-                    self._answers.put(source.read())
+                    answer = source.read()
                 except Exception as error:
-                    self._answers.put(error)
+                    answer = error
+                self.cpu_s = time.thread_time()
+                self._answers.put(answer)
         finally:
             source.close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +28,18 @@ class Spent:
 
 @dataclass(slots=True)
 class _Kind:
-    """One kind of reading on one device."""
+    """One kind of reading on one device; its cost is measured where there is somewhere to put it."""
 
     ways: list[Way]
+    spent: Spent | None
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Kinds that are read equally often, in one go: each asked by itself, they would take longer to plan."""
+
     every_s: float
-    spent: Spent
+    kinds: list[_Kind]
     due_s: float = float("-inf")
 
 
@@ -48,7 +56,7 @@ class Device:
         handle: Any,
         source: str,
         kinds: Mapping[str, Reading],
-        spent: Mapping[str, Spent],
+        spent: Mapping[str, Spent] | None,
         *,
         names: tuple[str, ...] = VALUES,
         stagger: float = 0.0,
@@ -60,18 +68,20 @@ class Device:
             handle: Of the device.
             source: Its name in samples.
             kinds: What to read.
-            spent: Where each kind's cost is added up.
+            spent: Where each kind's cost is added up; None leaves it unmeasured.
             names: The values that the first reading has; None those that the device does not tell.
             stagger: Share of a period by which slow kinds come later than on the first device.
         """
         self.source = source
         self._nvml = nvml
         self._handle = handle
-        self._missing: Values = dict.fromkeys(names)
+        self._missing: dict[str, float | None] = dict.fromkeys(names)
         self._stagger = stagger
-        every = [_Kind(list(one.ways), one.every_s, spent[kind]) for kind, one in kinds.items()]
-        self._fast = [kind for kind in every if not kind.every_s]
-        self._slow = [kind for kind in every if kind.every_s]
+        paces: defaultdict[float, list[_Kind]] = defaultdict(list)
+        for name, kind in kinds.items():
+            paces[kind.every_s].append(_Kind(list(kind.ways), None if spent is None else spent[name]))
+        self._fast = paces.pop(0.0, [])
+        self._slow = [_Pace(every_s, its_kinds) for every_s, its_kinds in paces.items()]
         self._due_s = float("-inf")  # of the first slow kind
 
     def read(self, now_s: float) -> Values:
@@ -80,31 +90,35 @@ class Device:
         Raises:
             SamplerUnavailable: The device is gone.
         """
-        values, self._missing = dict(self._missing), {}
-        for kind in self._fast:
-            if kind.ways:
-                self._read_into(values, kind)
-        if now_s + _EARLY_S >= self._due_s:
+        values, self._missing = self._missing, {}
+        self._read_into(values, self._fast)
+        soon_s = now_s + _EARLY_S
+        if soon_s >= self._due_s:
             self._due_s = float("inf")
-            for kind in self._slow:
-                if now_s + _EARLY_S >= kind.due_s:
-                    self._set_next(kind, now_s)
-                    if kind.ways:
-                        self._read_into(values, kind)
-                self._due_s = min(self._due_s, kind.due_s)
+            for pace in self._slow:
+                if soon_s >= pace.due_s:
+                    self._set_next(pace, now_s)
+                    self._read_into(values, pace.kinds)
+                if pace.due_s < self._due_s:
+                    self._due_s = pace.due_s
         return values
 
-    def _read_into(self, values: dict[str, float | None], kind: _Kind) -> None:
-        begun_s = time.perf_counter()
-        values |= self._first_supported(kind.ways)
-        kind.spent.elapsed_s += time.perf_counter() - begun_s
-        kind.spent.readings += 1
+    def _read_into(self, values: dict[str, float | None], kinds: Sequence[_Kind]) -> None:
+        for kind in kinds:
+            spent = kind.spent
+            if spent is None:
+                values.update(self._first_supported(kind.ways))
+            elif kind.ways:
+                begun_s = time.perf_counter()
+                values.update(self._first_supported(kind.ways))
+                spent.elapsed_s += time.perf_counter() - begun_s
+                spent.readings += 1
 
-    def _set_next(self, kind: _Kind, now_s: float) -> None:
-        if kind.due_s == float("-inf"):
-            kind.due_s = now_s + kind.every_s * (1 + self._stagger)
+    def _set_next(self, pace: _Pace, now_s: float) -> None:
+        if pace.due_s == float("-inf"):
+            pace.due_s = now_s + pace.every_s * (1 + self._stagger)
         else:
-            kind.due_s, _ = next_beat(kind.due_s, max(now_s, kind.due_s), kind.every_s)
+            pace.due_s, _ = next_beat(pace.due_s, max(now_s, pace.due_s), pace.every_s)
 
     def _first_supported(self, ways: list[Way]) -> Values:
         """Read in the first way that works, and forget for good those that are not supported."""

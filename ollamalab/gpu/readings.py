@@ -8,8 +8,8 @@ driver's own ring of recent samples, taken more often than we ask.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ollamalab.gpu.values import event_values
@@ -32,38 +32,48 @@ class Reading(NamedTuple):
     every_s: float
 
 
-#: Attribute of NVML's value union, by ``NVML_VALUE_TYPE_...``.
-_UNION = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+#: How NVML's value union holds a value, by ``NVML_VALUE_TYPE_...``: its format and the rest of eight bytes.
+_UNION = ("d", "I4x", "L", "Q", "q", "i4x", "H6x")
+_VALUES = tuple(struct.Struct(f"@{held}") for held in _UNION)
+_SAMPLES = tuple(struct.Struct(f"@Q{held}") for held in _UNION)  # c_nvmlSample_t: when, value
+_FIELD = struct.Struct("@IIqqII8s")  # c_nvmlFieldValue_t: id, scope, when, latency, type, status, value
 
 _NVML_KB = 1e3
 
 
-def _fields(nvml: Any, handle: Any, wanted: Mapping[str, int], scale: float = 1.0) -> _Values:
-    """Return fields by name; None those that are not told.
+def _fields(nvml: Any, handle: Any, *wanted: int) -> list[float | None]:
+    """Return fields in the given order; None those that are not told.
 
     Raises:
         NVMLError: None of them is.
     """
     # With the scope given, pynvml need not find out by an exception that there is none.
-    fields = nvml.nvmlDeviceGetFieldValues(handle, [(field, 0) for field in wanted.values()])
-    told: _Values = {}
+    fields = nvml.nvmlDeviceGetFieldValues(handle, [(field, 0) for field in wanted])
+    told: list[float | None] = []
     refused = 0
-    for name, field in zip(wanted, fields, strict=True):
-        if code := field.nvmlReturn:
-            told[name], refused = None, code
-        else:
-            told[name] = getattr(field.value, _UNION[field.valueType]) * scale
-    if refused and not any(value is not None for value in told.values()):
+    # Read as bytes: each attribute of pynvml's structures takes half a microsecond.
+    for *_, kind, code, value in map(_FIELD.unpack_from, fields):
+        refused = code or refused
+        told.append(None if code else _VALUES[kind].unpack(value)[0])
+    if refused and told.count(None) == len(told):
         raise nvml.NVMLError(refused)
     return told
 
 
+def _watts(nvml: Any, handle: Any, field: int) -> float:
+    """Return one field of power; raises as ``_fields``."""
+    *_, kind, code, value = _FIELD.unpack_from(nvml.nvmlDeviceGetFieldValues(handle, ((field, 0),))[0])
+    if code:
+        raise nvml.NVMLError(code)
+    return float(_VALUES[kind].unpack(value)[0] / 1e3)
+
+
 def _power_instant(nvml: Any, handle: Any) -> _Values:
-    return _fields(nvml, handle, {"power_instant_w": nvml.NVML_FI_DEV_POWER_INSTANT}, 1e-3)
+    return {"power_instant_w": _watts(nvml, handle, nvml.NVML_FI_DEV_POWER_INSTANT)}
 
 
 def _power_average(nvml: Any, handle: Any) -> _Values:
-    return _fields(nvml, handle, {"power_average_w": nvml.NVML_FI_DEV_POWER_AVERAGE}, 1e-3)
+    return {"power_average_w": _watts(nvml, handle, nvml.NVML_FI_DEV_POWER_AVERAGE)}
 
 
 def _power_of_old_chips(nvml: Any, handle: Any) -> _Values:
@@ -135,11 +145,9 @@ def _link(nvml: Any, handle: Any) -> _Values:
 
 
 def _pcie_counters(nvml: Any, handle: Any) -> _Values:
-    wanted = {
-        "pcie_sent_bytes": nvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES,
-        "pcie_received_bytes": nvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES,
-    }
-    return _fields(nvml, handle, wanted)
+    directions = (nvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, nvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES)
+    sent, received = _fields(nvml, handle, *directions)
+    return {"pcie_sent_bytes": sent, "pcie_received_bytes": received}
 
 
 def _pcie_throughput(nvml: Any, handle: Any) -> _Values:
@@ -172,9 +180,8 @@ class _Buffer:
             if error.value != nvml.NVML_ERROR_NOT_FOUND:
                 raise
             return {}  # nothing new
-        tell = operator.attrgetter(f"sampleValue.{_UNION[kind]}")
         # Some drivers hand out places of the ring that are older, or were never used.
-        new = [(at_us, tell(sample)) for sample in samples if (at_us := sample.timeStamp) > seen_us]
+        new = [sample for sample in _SAMPLES[kind].iter_unpack(b"".join(samples)) if sample[0] > seen_us]
         if not new:
             return {}
         self._seen_us[id(handle)] = max(new)[0]

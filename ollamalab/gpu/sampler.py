@@ -75,7 +75,8 @@ class GpuSampler:
         """Give a GPU and its MIG instances."""
         source = f"gpu{index}"
         self.names[source] = self._name(handle)
-        yield Device(self._nvml, handle, source, kinds, self._spent, stagger=stagger)
+        spent = None if self._devices else self._spent  # one GPU's cost tells that of all
+        yield Device(self._nvml, handle, source, kinds, spent, stagger=stagger)
         for instance, its_handle in mig_handles(self._nvml, handle).items():
             its_source = f"{source}/mig{instance}"
             self.names[its_source] = self._name(its_handle)
@@ -84,7 +85,7 @@ class GpuSampler:
                 its_handle,
                 its_source,
                 instance_readings(),
-                self._spent,
+                None,
                 names=INSTANCE_VALUES,
                 stagger=stagger,
             )
@@ -117,7 +118,7 @@ class GpuSampler:
         return found
 
     def costs_s(self) -> dict[str, float | None]:
-        """Return the mean seconds that one reading of each kind takes on a GPU; None before the first."""
+        """Return the mean seconds that a reading of each kind takes on the first GPU; None before it."""
         return {
             kind: spent.elapsed_s / spent.readings if spent.readings else None
             for kind, spent in self._spent.items()

@@ -12,6 +12,7 @@ may be open at once, each with GPUs of its own (``gpus=[0]``), on a port that wa
 with a folder of models of its own (``environment={"OLLAMA_MODELS": ...}``).
 """
 
+from ollamalab.hosts.engines import EngineProcess
 from ollamalab.hosts.library import models_folder, weights_file
 from ollamalab.hosts.opening import TARGET_KINDS, check_target, open_target
 from ollamalab.hosts.process import Startup
@@ -20,6 +21,7 @@ from ollamalab.hosts.target import Target
 
 __all__ = [
     "TARGET_KINDS",
+    "EngineProcess",
     "SlotSampler",
     "Startup",
     "Target",

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from ollamalab.errors import SamplerUnavailable, TargetError, UpstreamError
+from ollamalab.errors import TargetError, UpstreamError
+from ollamalab.hosts.engines import EngineProcess, embedded_engines, llama_servers
 from ollamalab.hosts.process import Launch, ServerProcess
 from ollamalab.hosts.slots import Slots, embedded_slots, llama_server_slots
 from ollamalab.hosts.target import Target, require_models, version_of
@@ -173,6 +172,10 @@ class EmbeddedTarget(LocalTarget):
         """Return the slots of each loaded model."""
         return embedded_slots(self.url)
 
+    def engines(self) -> list[EngineProcess]:
+        """Return the process of each loaded model."""
+        return embedded_engines(self.url)
+
     async def describe(self) -> dict[str, Any]:
         """Return what a report must say of the server, with the engine if it is a binary that was given."""
         return {**await super().describe(), "llama_server": self._environment.get(LLAMA_SERVER_VARIABLE)}
@@ -206,6 +209,8 @@ class OllamaTarget(LocalTarget):
                 # Ollama has no variable for it, but hands its environment on to llama.cpp's server.
                 **({} if threads is None else {"LLAMA_ARG_THREADS": str(threads)}),
                 "OLLAMA_HOST": f"127.0.0.1:{self._port}",
+                # Its engines count the prompt tokens that they evaluate; Ollama's replies do not tell.
+                "LLAMA_ARG_ENDPOINT_METRICS": "1",
                 # The folder of models may be shared with a server that is pulling: never tidy it up.
                 "OLLAMA_NOPRUNE": "1",
                 # No calls to ollama.com while something is measured.
@@ -242,12 +247,16 @@ class OllamaTarget(LocalTarget):
             SamplerUnavailable: The processes may not be looked at.
         """
         answers = {}
-        for pid, url in _llama_servers(self.pids()).items():
+        for engine in self.engines():
             try:
-                answers[pid] = llama_server_slots(url)
+                answers[str(engine.pid)] = llama_server_slots(engine.url)
             except UpstreamError:
                 continue  # it is loading its model, or has just been unloaded
         return answers
+
+    def engines(self) -> list[EngineProcess]:
+        """Return its ``llama-server`` processes; it does not tell which model each has."""
+        return llama_servers(self.pids())
 
 
 def _require_free(port: int) -> None:
@@ -261,18 +270,3 @@ def _require_free(port: int) -> None:
                 f"port {port} cannot be had ({error.strerror}), and a server that was there before is left "
                 f"alone; choose another port, or measure that server as target http://127.0.0.1:{port}"
             ) from error
-
-
-def _llama_servers(pids: Sequence[int]) -> dict[str, str]:
-    """Return the URL of each process among these that is a ``llama-server``, by its pid."""
-    urls = {}
-    for pid in pids:
-        try:
-            program, *arguments = psutil.Process(pid).cmdline() or [""]
-        except psutil.NoSuchProcess:
-            continue
-        except psutil.AccessDenied as error:
-            raise SamplerUnavailable("the engines of `ollama serve` may not be looked at") from error
-        if Path(program).name == "llama-server" and "--port" in arguments[:-1]:
-            urls[str(pid)] = f"http://127.0.0.1:{arguments[arguments.index('--port') + 1]}"
-    return urls

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ollamalab.errors import BadReply, SamplerUnavailable, TargetError, UpstreamError
+from ollamalab.hosts.engines import EngineProcess, embedded_engines
 from ollamalab.hosts.process import Startup
 from ollamalab.hosts.slots import Slots, embedded_slots
 from ollamalab.hosts.web import get_json
@@ -64,6 +65,15 @@ class Target(ABC):
     @abstractmethod
     def slots(self) -> Slots:
         """Return the slots of each engine, now; blocks, so call it from a thread (``SlotSampler``).
+
+        Raises:
+            SamplerUnavailable: The server has no way of telling.
+            UpstreamError: It does not answer.
+        """
+
+    @abstractmethod
+    def engines(self) -> list[EngineProcess]:
+        """Return the llama.cpp processes that have a model in memory, now; blocks, as ``slots`` does.
 
         Raises:
             SamplerUnavailable: The server has no way of telling.
@@ -137,6 +147,18 @@ class RemoteTarget(Target):
             return embedded_slots(self.url)
         except BadReply as error:
             raise SamplerUnavailable(f"{self.url} does not tell its slots") from error
+
+    def engines(self) -> list[EngineProcess]:
+        """Return the engines if it is an embedded server on this machine; Ollama's API does not tell them.
+
+        Raises:
+            SamplerUnavailable: It is not.
+            UpstreamError: It does not answer.
+        """
+        try:
+            return embedded_engines(self.url)
+        except BadReply as error:
+            raise SamplerUnavailable(f"{self.url} does not let its engines be asked") from error
 
     def log_tail(self, lines: int = 20) -> str:  # noqa: ARG002
         """Return nothing."""

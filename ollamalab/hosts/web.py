@@ -6,6 +6,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 from ollamalab.errors import BadReply, UpstreamTimeout, UpstreamUnavailable
@@ -14,20 +15,24 @@ from ollamalab.errors import BadReply, UpstreamTimeout, UpstreamUnavailable
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def get_json(url: str, *, timeout_s: float) -> Any:
+def get_json(url: str, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> Any:
     """Return the JSON that a GET gives.
 
     Args:
         url: The whole address.
         timeout_s: For connecting, and for each read.
+        headers: Sent with it, such as ``Authorization``; not to where a redirect leads.
 
     Raises:
         UpstreamUnavailable: No connection.
         UpstreamTimeout: No answer in time.
         BadReply: Another status than 200, or not JSON.
     """
+    request = urllib.request.Request(url)
+    for name, value in (headers or {}).items():
+        request.add_unredirected_header(name, value)
     try:
-        with _opener.open(url, timeout=timeout_s) as reply:
+        with _opener.open(request, timeout=timeout_s) as reply:
             return json.load(reply)
     except urllib.error.HTTPError as error:
         with error:

@@ -176,6 +176,7 @@ async def compare_reloaded(
     launches: int,
     rng: random.Random,
     not_run: Mapping[str, str] | None = None,
+    is_brief: bool = False,
 ) -> Trials:
     """Compare warm requests of servers with different settings, one pair per launch of their engines.
 
@@ -192,13 +193,16 @@ async def compare_reloaded(
         launches: How often; each gives one pair.
         rng: Draws the order of asking after each launch.
         not_run: Arms that the target cannot carry, with the reason.
+        is_brief: Whether the request that is thrown away is a word, not one of this shape: for many arms.
     """
     names = tuple(subjects)
     visitors = {name: subject.loads(ONE_REQUEST, shape) for name, subject in subjects.items()}
     records: list[RequestRecord] = []
     for launch in range(launches):
         if launch == 0 or len(names) > 1:
-            await asyncio.gather(*(_warm_up(subjects[name], shape, anew=len(names) > 1) for name in names))
+            thrown_away = None if is_brief else shape
+            anew = len(names) > 1
+            await asyncio.gather(*(_warm_up(subjects[name], thrown_away, anew=anew) for name in names))
         order = rng.sample(names, len(names))
         visits = [
             Visit(index=launch * len(names) + position, block=launch, arm=name)
@@ -208,12 +212,15 @@ async def compare_reloaded(
     return Trials(arms=names, records=tuple(records), not_run=dict(not_run or {}))
 
 
-async def _warm_up(subject: Subject, shape: PromptShape, *, anew: bool) -> None:
+async def _warm_up(subject: Subject, shape: PromptShape | None, *, anew: bool) -> None:
     """Put the load and one request behind the subject; ``anew`` gives it a fresh engine first."""
     if anew:
         await subject.unload()
-    await subject.client.preload(subject.model)
-    await subject.offer(ONE_REQUEST, shape, stream="discarded")
+    await subject.load()
+    if shape is None:
+        await subject.client.generate(subject.model, "Hello", options={**subject.options, "num_predict": 1})
+    else:
+        await subject.offer(ONE_REQUEST, shape, stream="discarded")
 
 
 def launch_spread(trials: Trials, arm: str, statistic: Statistic) -> float | None:

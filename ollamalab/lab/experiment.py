@@ -72,6 +72,8 @@ class Lab:
         *,
         name: str = "",
         others: Sequence[str] = (),
+        port: int = 0,
+        gpus: Sequence[int] = (),
     ) -> Subject:
         """Open a server and a model on it; it is closed with the lab.
 
@@ -81,6 +83,8 @@ class Lab:
             settings: What our server is started with; default Ollama's own.
             name: Names it in the report, where an equal name is replaced; default the target.
             others: More models that it must have.
+            port: Where our server listens, also after a restart; 0 takes a free one at each start.
+            gpus: GPUs that our server may use, as ``nvidia-smi`` numbers them; none for all.
 
         Raises:
             TargetError: It does not start or answer, or lacks a model.
@@ -88,7 +92,9 @@ class Lab:
         """
         models = [model, *others]
         await have_models(target, *models)
-        opened = await self._opened.enter_async_context(open_target(target, settings, models=models))
+        opened = await self._opened.enter_async_context(
+            open_target(target, settings, models=models, port=port, gpus=gpus)
+        )
         subject = await self._opened.enter_async_context(Subject(opened, model, seed=self._seed))
         self._subjects.append(subject)
         synthetic = await synthetic_models(subject.client, models)
@@ -153,12 +159,14 @@ class Lab:
         return self._kept(await run_visits(carried, visits, not_run=self.not_run))
 
     async def compare_reloaded(
-        self, subjects: Mapping[str, Subject], shape: PromptShape, *, launches: int
+        self, subjects: Mapping[str, Subject], shape: PromptShape, *, launches: int, is_brief: bool = False
     ) -> Trials:
         """Compare warm requests, one pair per launch of the engines; see ``cold.compare_reloaded``."""
-        rng = random.Random(self._seed)
+        rng, not_run = random.Random(self._seed), self.not_run
         return self._kept(
-            await compare_reloaded(subjects, shape, launches=launches, rng=rng, not_run=self.not_run)
+            await compare_reloaded(
+                subjects, shape, launches=launches, rng=rng, not_run=not_run, is_brief=is_brief
+            )
         )
 
     def _kept(self, trials: Trials) -> Trials:
@@ -167,7 +175,9 @@ class Lab:
             self.report.add_arm(Arm(name=name))
         return trials
 
-    def watch(self, *targets: Target, interval_s: float = 0.1, gpus: str = "auto") -> Sampling:
+    def watch(
+        self, *targets: Target, interval_s: float = 0.1, gpus: str = "auto", relist_s: float = 1.0
+    ) -> Sampling:
         """Return samplers of this host, its GPUs and the servers' processes and slots, as a ``with``.
 
         Sources carry the URL of their server; hand the samples over with ``keep`` afterwards.
@@ -176,13 +186,14 @@ class Lab:
             targets: The servers.
             interval_s: Between readings.
             gpus: Where GPU samples come from, such as the monitor of a remote host; see ``open_gpus``.
+            relist_s: How late a server's new process, such as an engine, may be found.
         """
         gpu_source = open_gpus(gpus)
         self._opened.callback(gpu_source.close)
         samplers: list[Sampler] = [HostSampler(), gpu_source]
         for target in targets:
             samplers += [
-                ProcessSampler(target.pids, source=f"server {target.url}"),
+                ProcessSampler(target.pids, source=f"server {target.url}", relist_s=relist_s),
                 SlotSampler(partial(_slots, target)),
             ]
         return Sampling(samplers, interval_s=interval_s)
@@ -190,9 +201,10 @@ class Lab:
     def keep(self, sampling: Sampling, results: Mapping[str, LoadResult] | None = None) -> None:
         """Put samples into the report, and the records of loads that are no comparison, by arm.
 
-        What could not be sampled, such as a GPU where there is none, is noted with its reason.
+        What could not be sampled, such as a GPU where there is none, is noted with its reason. What the
+        sampling itself cost is kept among the samples, as source "sampling".
         """
-        self.report.add_samples(sampling.samples)
+        self.report.add_samples([*sampling.samples, *sampling.cost_samples()])
         self.report.add_notes(sampling.notes)
         for arm, result in (results or {}).items():
             self.report.add_records(replace(record, arm=arm) for record in result.records)

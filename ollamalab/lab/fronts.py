@@ -239,29 +239,34 @@ async def _opened(name: str, engine: str, folder: Path) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _redis(folder: Path) -> AsyncIterator[str]:
-    binary, port = redis_binary(), _free_port()
+    binary, port = redis_binary(), free_port()
     assert binary is not None
     command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", ""]
-    async with _running([*command, "--appendonly", "no"], port, folder):
+    async with running([*command, "--appendonly", "no"], port, folder):
         yield f"redis://127.0.0.1:{port}/0"
 
 
 @asynccontextmanager
 async def _nginx(engine: str, folder: Path, more: str) -> AsyncIterator[str]:
-    binary, port = nginx_binary(), _free_port()
+    binary, port = nginx_binary(), free_port()
     assert binary is not None
     user = "user root root;" if os.getuid() == 0 else ""  # or its worker may not enter our folder
     config = folder / "nginx.conf"
     config.write_text(
         _NGINX.format(user=user, folder=folder, host=urlsplit(engine).netloc, port=port, more=more)
     )
-    async with _running([binary, "-p", str(folder), "-c", str(config)], port, folder):
+    async with running([binary, "-p", str(folder), "-c", str(config)], port, folder):
         yield f"http://127.0.0.1:{port}"
 
 
 @asynccontextmanager
-async def _running(command: Sequence[str], port: int, folder: Path) -> AsyncIterator[None]:
+async def running(command: Sequence[str], port: int, folder: Path) -> AsyncIterator[None]:
     """Run a server until the block ends; it does not outlive us.
+
+    Args:
+        command: Program and arguments.
+        port: Where it will listen on 127.0.0.1.
+        folder: Gets what it says.
 
     Raises:
         TargetError: It ended, or did not listen within a while; the message has its last words.
@@ -306,7 +311,8 @@ async def _listens(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine on which nobody listens now."""
     with socket.socket() as chosen:
         chosen.bind(("127.0.0.1", 0))
         port: int = chosen.getsockname()[1]

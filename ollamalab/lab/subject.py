@@ -47,6 +47,7 @@ class Subject:
         model: Name of the model as it is sent.
         client: For single calls; another one after ``restart``.
         health: How the client fared in each load, in order.
+        options: Ollama options sent with every request, such as load-time ones; usually none.
         is_synthetic: Whether the model's weights are random; False where the server does not tell.
     """
 
@@ -61,6 +62,7 @@ class Subject:
         self.target = target
         self.model = model
         self.health: list[InstrumentHealth] = []
+        self.options: Mapping[str, Any] = {}
         self.is_synthetic = False
         self._seed = seed
         # Fresh for each run: a server may remember the prompts of the run before.
@@ -118,7 +120,8 @@ class Subject:
 
         def request_of(number: int) -> Request:
             rng = random.Random(f"{self._seed}:{stream}:{number}")
-            prompt = draw_prompt(rng, prompt_tokens=shape.prompt_tokens, num_predict=shape.num_predict)
+            drawn = draw_prompt(rng, prompt_tokens=shape.prompt_tokens, num_predict=shape.num_predict)
+            prompt = replace(drawn, options={**drawn.options, **self.options})
             return inference_request("/api/chat", chat_body(with_nonce(prompt, self._nonces), self.model))
 
         result = await self._generator.run(settings, request_of)
@@ -145,10 +148,14 @@ class Subject:
         async def visit(visit: Visit) -> Sequence[RequestRecord]:
             await self.unload()
             if is_preloaded:
-                await self.client.preload(self.model)
+                await self.load()
             return (await self.offer(ONE_REQUEST, shape, stream=f"block {visit.block}")).records
 
         return visit
+
+    async def load(self) -> None:
+        """Load the model with the options of its requests, without generating anything."""
+        await self.client.preload(self.model, options=self.options)
 
     async def unload(self) -> None:
         """Unload the model and wait until the server no longer lists it.
@@ -174,7 +181,7 @@ class Subject:
         if self.target.changeable:
             return None
         try:
-            await self.client.preload(self.model)
+            await self.load()
             await self.unload()
         except (TargetError, UpstreamError) as error:
             return str(error)
@@ -210,4 +217,4 @@ async def synthetic_models(client: OllamaClient, models: Iterable[str]) -> set[s
 
 async def preload(subjects: Iterable[Subject]) -> None:
     """Load the model of each, side by side."""
-    await asyncio.gather(*(subject.client.preload(subject.model) for subject in subjects))
+    await asyncio.gather(*(subject.load() for subject in subjects))

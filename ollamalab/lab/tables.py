@@ -117,7 +117,7 @@ def staged_table(name: str, title: str, trials: Trials) -> Table:
                 share.of,
             )
         )
-    return _with_not_run(
+    return with_not_run(
         trials.not_run,
         name,
         title,
@@ -182,7 +182,7 @@ def stages_table(starts: Sequence[ColdStart], *, not_run: Mapping[str, str] | No
         n = _of_all(sum(start.is_ok for start in group), len(group))
         rows.append((scenario, n, *stages, stages.sum(min_count=1)))
     seconds = [Column(name=name, unit="s", format=".3f") for name in (*STAGES, "sum")]
-    return _with_not_run(
+    return with_not_run(
         missing,
         "stages",
         "Stages of a cold start",
@@ -193,7 +193,7 @@ def stages_table(starts: Sequence[ColdStart], *, not_run: Mapping[str, str] | No
     )
 
 
-def _with_not_run(
+def with_not_run(
     not_run: Mapping[str, str],
     name: str,
     title: str,

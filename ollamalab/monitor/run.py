@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 
 from ollamalab.errors import SettingsError
@@ -22,7 +22,13 @@ Show = Callable[[Board, str | None], None]
 
 
 async def monitor(
-    gpus: GpuSource, url: str | None, *, interval_s: float, listener: socket.socket | None, show: Show
+    gpus: GpuSource,
+    url: str | None,
+    *,
+    interval_s: float,
+    listener: socket.socket | None,
+    show: Show,
+    headers: Mapping[str, str] | None = None,
 ) -> bool:
     """Show what is going on, once in each interval, until SIGINT or SIGTERM.
 
@@ -32,12 +38,13 @@ async def monitor(
         interval_s: > 0.
         listener: Where to serve the page of metrics; None for nowhere.
         show: May raise BrokenPipeError to end it: nobody looks any more.
+        headers: Sent to the server with every question, such as ``Authorization``.
 
     Returns:
         Whether Ctrl-C ended it.
     """
     stop = StopSignal()
-    watching = Watching(gpus, url, interval_s=interval_s)
+    watching = Watching(gpus, url, interval_s=interval_s, headers=headers)
     async with AsyncExitStack() as opened, asyncio.TaskGroup() as group:
         page = None
         if listener is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -29,14 +29,22 @@ _GATEWAY, _EMBEDDED, _OLLAMA = "gateway", "embedded server", "Ollama"
 class ServerWatch:
     """Asks one server; which kind it is shows in which pages it has, and is asked again after an outage."""
 
-    def __init__(self, url: str, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         """Prepare; nothing is asked yet.
 
         Args:
             url: Its base URL.
+            headers: Sent with every question, such as ``Authorization``.
             clock: Monotonic seconds.
         """
         self._clock = clock
+        self._headers = dict(headers or {})
         self._state = ServerState(url=url)
         self._before: SlotLook | None = None
 
@@ -86,4 +94,4 @@ class ServerWatch:
         return Load()
 
     def _get(self, path: str) -> Any:
-        return get_json(f"{self._state.url}{path}", timeout_s=_TIMEOUT_S)
+        return get_json(f"{self._state.url}{path}", timeout_s=_TIMEOUT_S, headers=self._headers)

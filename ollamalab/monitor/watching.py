@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from ollamalab.errors import SamplerUnavailable
@@ -31,11 +31,18 @@ class Watching:
         interval_s: Between readings; > 0.
     """
 
-    def __init__(self, gpus: GpuSource, url: str | None, *, interval_s: float) -> None:
+    def __init__(
+        self,
+        gpus: GpuSource,
+        url: str | None,
+        *,
+        interval_s: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self._gpu_source = gpus
         self._interval_s = interval_s
         self._host_sampler = HostSampler()
-        self._server_watch = None if url is None else ServerWatch(url)
+        self._server_watch = None if url is None else ServerWatch(url, headers=headers)
         self._gpus: dict[str, GpuState] = {}
         self._host: Values = {}
         self._server = None if url is None else ServerState(url=url, trouble=f"{url} has not answered yet")

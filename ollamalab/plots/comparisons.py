@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -28,30 +30,51 @@ def ratio_forest(ratios: pd.DataFrame, *, title: str, quantity: str, caption: st
     rows = ratios.reset_index(drop=True)
     known = rows.dropna(subset=["estimate", "low", "high"])
     reach = max([1.25, *(1 / known["low"]), *known["high"]]) * 1.08
+    texts = {index: _interval(row) for index, row in known.iterrows()}
     with canvas(height_in=0.95 + 0.36 * len(rows), title=title, caption=caption) as (figure, (axes,)):
         axes.axvspan(1 / EQUIVALENCE, EQUIVALENCE, color=BAND, lw=0, zorder=0)
         axes.axvline(1.0, color=BASELINE, lw=1.2, zorder=1)
         for index, row in rows.iterrows():
-            text, colour = "n/a", MUTED
             if index in known.index:
                 differs = row["low"] > 1 or row["high"] < 1
                 colour = PALETTE[0] if differs else MUTED
                 axes.plot([row["low"], row["high"]], [index, index], color=colour, lw=2.2)
                 axes.plot(row["estimate"], index, "o", color=colour, ms=6.5)
-                text = f"{row['estimate']:.2f}× ({row['low']:.2f}–{row['high']:.2f})"
             count = "" if pd.isna(row["n"]) else f"n = {int(row['n'])}"
-            axes.text(1.02, index, text, transform=axes.get_yaxis_transform(), va="center", color=INK)
-            axes.text(1.4, index, count, transform=axes.get_yaxis_transform(), va="center", color=MUTED)
+            _beside(axes, index, texts.get(index, "n/a"), 0, INK)
+            _beside(axes, index, count, max(map(len, texts.values()), default=3), MUTED)
         axes.set_xscale("log")
         axes.set_xlim(1 / reach, reach)
-        axes.xaxis.set_major_locator(FixedLocator(_ratio_ticks(reach)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+        axes.xaxis.set_major_formatter(FuncFormatter(_ratio_text))
         axes.set_yticks(range(len(rows)), rows["label"])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"{quantity}   (band: equal within 10 %)")
+        _set_ratio_ticks(figure, axes, reach)
     return figure
+
+
+def _interval(row: pd.Series) -> str:
+    return f"{row['estimate']:.2f}× ({row['low']:.2f}–{row['high']:.2f})"
+
+
+def _ratio_text(ratio: float, _place: int | None = None) -> str:
+    """Return a tick's label: "0.667×", "10000×"."""
+    return f"{ratio:.3g}×" if ratio < 1000 else f"{ratio:.0f}×"
+
+
+def _beside(axes: Axes, row: Any, text: str, after_characters: int, colour: str) -> None:
+    """Write to the right of a row, so many characters after its end, however wide the axes are."""
+    axes.annotate(
+        text,
+        (1, row),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(8 + 6 * after_characters, 0),
+        textcoords="offset points",
+        va="center",
+        color=colour,
+    )
 
 
 def latency_ecdf(
@@ -147,14 +170,28 @@ def _spans_little(values: pd.Series) -> bool:
     return bool(values.empty or values.min() <= 0 or values.max() / values.min() < 30)
 
 
-def _ratio_ticks(reach: float) -> list[float]:
-    """Return ticks around 1 that fit: fine ones for a narrow axis, powers for a wide one."""
-    for steps in ((1.1, 1.25), (1.25, 1.5, 2.0), (2.0, 4.0, 8.0), (10.0, 100.0, 1000.0, 10000.0)):
-        if reach <= steps[-1] * 1.6:
-            break
-    inside = [step for step in steps if step <= reach]
-    return [
-        *(round(1 / step, 5 - math.ceil(math.log10(1 / step))) for step in reversed(inside)),
-        1.0,
-        *inside,
-    ]
+def _set_ratio_ticks(figure: Figure, axes: Axes, reach: float) -> None:
+    """Put ticks around 1, as fine as there is room for their labels: long names of rows leave little."""
+    for steps in _RATIO_STEPS:
+        if reach > steps[-1] * 1.6 and steps != _RATIO_STEPS[-1]:
+            continue
+        inside = [step for step in steps if step <= reach]
+        below = [round(1 / step, 5 - math.ceil(math.log10(1 / step))) for step in reversed(inside)]
+        axes.xaxis.set_major_locator(FixedLocator([*below, 1.0, *inside]))
+        figure.draw_without_rendering()
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        if all(left.x1 < right.x0 for left, right in pairwise(boxes)):
+            return
+
+
+#: Ticks above 1, from fine to coarse; those below are their reciprocals.
+_RATIO_STEPS = (
+    (1.1, 1.25),
+    (1.25, 1.5, 2.0),
+    (1.5, 2.0),
+    (2.0, 4.0, 8.0),
+    (2.0, 8.0),
+    (10.0, 100.0, 1000.0, 10000.0),
+    (100.0, 10000.0),
+    (10000.0,),
+)

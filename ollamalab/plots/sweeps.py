@@ -16,6 +16,7 @@ def sweep_lines(
     setting: str,
     quantity: str,
     baseline: tuple[str, float] | None = None,
+    is_linear: bool = False,
     caption: str = "",
 ) -> Figure:
     """Return a quantity against a setting, with intervals.
@@ -27,6 +28,7 @@ def sweep_lines(
         setting: What was turned, such as "parallel slots".
         quantity: What was measured, with its unit, such as "output [tokens/s]".
         baseline: Name and value of something to compare with, drawn as a dashed line.
+        is_linear: Whether the setting is counted, such as turns; else it is doubled, such as slots.
         caption: n per point, kind of interval, condition.
     """
     if "series" not in points:
@@ -42,7 +44,8 @@ def sweep_lines(
                 line["x"], line["value"], "o-", color=colour, lw=2, ms=6, mec="white", label=name or None
             )
             axes.vlines(line["x"], line["low"], line["high"], color=colour, lw=2, alpha=0.6)
-        axes.set_xscale("log", base=2)
+        if not is_linear:
+            axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
         axes.xaxis.set_minor_locator(NullLocator())

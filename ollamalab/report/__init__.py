@@ -17,6 +17,13 @@ from ollamalab.report.folders import (
 )
 from ollamalab.report.html import write_report
 from ollamalab.report.manifest import commit_of, new_manifest, read_manifest, utc_now, write_manifest
+from ollamalab.report.published import (
+    before_after_table,
+    gaps_table,
+    runs_beside,
+    stages_table,
+    throughput_table,
+)
 from ollamalab.report.runs import Experiment, Run, load_experiment, load_run
 from ollamalab.report.saving import Report
 from ollamalab.report.tables import Column, Table
@@ -36,10 +43,12 @@ __all__ = [
     "Report",
     "Run",
     "Table",
+    "before_after_table",
     "claims_table",
     "commit_of",
     "current_folder",
     "find_run",
+    "gaps_table",
     "judge_run",
     "load_experiment",
     "load_run",
@@ -50,7 +59,10 @@ __all__ = [
     "recommendations_table",
     "root",
     "run_folders",
+    "runs_beside",
     "shown_folder",
+    "stages_table",
+    "throughput_table",
     "utc_now",
     "write_manifest",
     "write_report",

@@ -84,7 +84,8 @@ def recommendations_table(run: Run) -> Table:
         [Column(name=name) for name in names],
         rows,
         caption="'Set it' needs a difference beyond noise, corrected for all tests of the run; whether it is "
-        "worth its cost in memory or in freshness is yours to judge.",
+        "worth its cost in memory or in freshness is yours to judge."
+        + ("" if rows else " Nothing to show: no contrast of this run is about a setting."),
     )
 
 

@@ -116,25 +116,28 @@ def published(claim: Claim) -> str:
 
 
 def claims_table(run: Run) -> Table:
-    """Return every published claim as one table, those that the run did not measure included."""
+    """Return every published claim as one table, those that the run did not measure included.
+
+    A claim of two halves that were settled apart has two rows.
+    """
     judged = judge_run(run)
-    by_claim = {entry.claim.id: entry for entry in judged if entry.claim}
     rows = []
     for claim in CLAIMS.values():
-        entry = by_claim.get(claim.id)
-        measured = f"{entry.measured} ({entry.bounds})" if entry and entry.bounds else None
-        rows.append(
-            (
-                claim.id,
-                claim.text,
-                published(claim) or None,
-                measured,
-                entry.n if entry else None,
-                entry.contrast.target if entry else None,
-                entry.word if entry else "not in this run",
-                entry.reason if entry else "",
+        entries: list[Judged | None] = [entry for entry in judged if entry.claim is claim]
+        for entry in entries or [None]:
+            measured = f"{entry.measured} ({entry.bounds})" if entry and entry.bounds else None
+            rows.append(
+                (
+                    claim.id,
+                    claim.text,
+                    published(claim) or None,
+                    measured,
+                    entry.n if entry else None,
+                    entry.contrast.target if entry else None,
+                    entry.word if entry else "not in this run",
+                    entry.reason if entry else "",
+                )
             )
-        )
     names = ("Claim", "What was published", "Published", "Measured", "n", "Target", "Verdict", "Why")
     note = correction(judged)
     return Table.of(

@@ -15,6 +15,7 @@ from ollamalab.claims import CLAIMS
 from ollamalab.files import write_whole
 from ollamalab.protocol.synthetic import mark_synthetic
 from ollamalab.records import Manifest
+from ollamalab.report.advice import recommend
 from ollamalab.report.claims import Judged, correction, count_words, judge_run, published
 from ollamalab.report.notebooks import Header, header_of, read_notebook
 from ollamalab.report.runs import Run, load_run
@@ -30,6 +31,15 @@ _MARKS = {
 
 #: Spaces between a number and what it counts, around an arrow, and after a comparison.
 _LOOSE = re.compile(r"(?<=\d) (?=[%×A-Za-z])| (?=→)|(?<=[→≤≥=]) ")
+
+#: Where each part's settings are written.
+_PARTS = {
+    "server": "In the environment of ollama serve",
+    "gateway": "In the file of ollamalab serve",
+    "request": "In every request",
+    "client": "In the client's program",
+    "model": "In the choice of the model",
+}
 
 _STATES = {"done": "done", "failed": "failed", "running": "cut off", "waiting": "not run"}
 
@@ -65,12 +75,16 @@ def render(run: Run) -> str:
     settled = [entry for entry in judged if entry.claim]
     known = {entry.claim.id for entry in settled if entry.claim}
     reach = _reach(settled)
+    advised = recommend(run)
     return environment.get_template("report.html.j2").render(
         run=run,
         manifest=run.manifest,
         facts=facts(run.manifest),
         models=_models(run.manifest),
         took=_duration(_elapsed_s(run.manifest)),
+        parts=_PARTS,
+        pays=[found for found in advised if found.pays],
+        left=[found for found in advised if not found.pays],
         claims=[_claim(entry, reach) for entry in settled],
         unmeasured=[claim for name, claim in CLAIMS.items() if name not in known],
         reach=reach,

@@ -136,7 +136,7 @@ class Account:
             totals.avoided += 1
             totals.saved_s += load_s or 0.0
         elif is_cold and claim.was_warm:  # it had gone before, unseen
-            totals.wasted += 1
+            totals.wasted += claim.held_s > 0
             totals.wasted_s += claim.held_s
         else:
             totals.undecided += 1

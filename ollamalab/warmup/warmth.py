@@ -149,8 +149,12 @@ class Warmth:
             load_begun_s: When the last load of another model began there before that: since a server
                 makes room before it loads, that is when this one went, if it was there until then.
         """
-        if self.in_flight or self.doing is not None or self._changed_s > asked_s:
+        if self._changed_s > asked_s or self.doing is not None:
             return False  # out of date before it is read
+        if self.in_flight:
+            if shown is None and self._was_listed:
+                self.is_resident = False  # it had gone, unseen, and is loaded anew for them
+            return False
         if shown is None:
             return self._vanish(asked_s, load_begun_s)
         known, self._stamp = self._stamp, shown.expires_unix_s

@@ -1,0 +1,130 @@
+"""Several instances of a server on one host, or several hosts: opened side by side, killed, brought back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ollamalab.cluster.watch import body_of
+from ollamalab.connection import OllamaConnection
+from ollamalab.errors import SettingsError, UpstreamError
+from ollamalab.lab.experiment import Lab
+from ollamalab.lab.fronts import free_port
+from ollamalab.lab.models import have_models, is_ours
+from ollamalab.lab.subject import Subject
+from ollamalab.settings import ServerSettings
+
+_EVALUATED = re.compile(rb"^llamacpp:prompt_tokens_total (\d+)", re.MULTILINE)
+
+
+def instance_name(number: int) -> str:
+    """Return what an instance is called: "instance 1" is number 0."""
+    return f"instance {number + 1}"
+
+
+async def open_instances(
+    lab: Lab,
+    target: str,
+    model: str,
+    settings: ServerSettings,
+    *,
+    count: int,
+    gpus: Sequence[Sequence[int]] = (),
+    peers: Sequence[str] = (),
+    others: Sequence[str] = (),
+) -> list[Subject]:
+    """Open several instances side by side, each with a port that it keeps; they close with the lab.
+
+    Args:
+        lab: Whose report describes them.
+        target: "embedded", "ollama", or the URL of the first of several servers.
+        model: That all of them have.
+        settings: What instances of ours are started with.
+        count: How many of ours.
+        gpus: Of each instance, as ``nvidia-smi`` numbers them; empty: all see all.
+        peers: Where the target is a URL: those of the other servers, which count instead of ``count``.
+        others: More models that all of them have.
+
+    Raises:
+        SettingsError: GPUs are given for another number of instances, or for servers that are not ours;
+            or a URL comes alone.
+        TargetError: One does not start or answer, or lacks a model.
+    """
+    ours = is_ours(target)
+    if gpus and (not ours or len(gpus) != count):
+        raise SettingsError(f"gpus needs a list for each of {count} instances of ours, got {gpus!r}")
+    if not ours and not peers:
+        raise SettingsError(f"{target} is one server; name others in peers, such as [http://gpu2:11434]")
+    if not ours:
+        urls = (target, *peers)
+        return [
+            await lab.subject(url, model, name=instance_name(number), others=others)
+            for number, url in enumerate(urls)
+        ]
+    await have_models(target, model, *others)  # once, before all of them look for it
+    return await asyncio.gather(
+        *(
+            lab.subject(
+                target,
+                model,
+                settings,
+                name=instance_name(number),
+                others=others,
+                port=free_port(),
+                gpus=gpus[number] if gpus else (),
+            )
+            for number in range(count)
+        )
+    )
+
+
+def kill(instance: Subject) -> None:
+    """End an instance of ours and its engines as a crash would: at once, with what it was doing."""
+    for pid in instance.target.pids():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def place_of(instance: Subject) -> str:
+    """Return host and port, by which every balancer names it."""
+    return urlsplit(instance.target.url).netloc
+
+
+def threads_each(target: str, count: int) -> int | None:
+    """Return the threads of each of so many instances that share this host's cores; None for the default.
+
+    Engines on the CPU wait for each other in busy loops, so more threads than cores would cost them dearly.
+    Only the embedded server's engine surely works on the CPU.
+    """
+    return max(1, len(os.sched_getaffinity(0)) // count) if target == "embedded" else None
+
+
+async def evaluated_tokens(instances: Sequence[Subject]) -> dict[str, int] | None:
+    """Return how many prompt tokens each engine has evaluated, by its address; cached ones do not count.
+
+    None where a server does not tell: only the embedded ones give their engines' own count.
+    """
+    if any(instance.target.kind != "embedded" for instance in instances):
+        return None
+    found: dict[str, int] = {}
+    for instance in instances:
+        for engine in msgspec.json.decode(await body_of(instance.upstream, "/lab/engines")):
+            with suppress(UpstreamError):  # one that has just been unloaded
+                async with OllamaConnection(engine["url"]) as connection:
+                    counts = _EVALUATED.findall(await body_of(connection, "/metrics"))
+                    found[engine["url"]] = sum(map(int, counts))
+    return found
+
+
+def tokens_between(before: dict[str, int] | None, after: dict[str, int] | None) -> int | None:
+    """Return how many more were evaluated; None if nobody tells, or engines have come or gone meanwhile."""
+    if before is None or after is None or before.keys() != after.keys():
+        return None
+    return sum(after.values()) - sum(before.values())

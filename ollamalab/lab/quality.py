@@ -1,0 +1,160 @@
+"""What variants of one model make of the same text, beside what they cost: tables, figures, sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ollamalab.compare import Comparison
+from ollamalab.errors import SamplerUnavailable, UpstreamError
+from ollamalab.lab.frames import sweep_points
+from ollamalab.lab.quantising import Memory, Variant, engine_of
+from ollamalab.lab.scoring import (
+    PASSAGE,
+    TokenScore,
+    agreement,
+    compare_perplexity,
+    foretold,
+    perplexity,
+    score_text,
+)
+from ollamalab.lab.sentences import result_text
+from ollamalab.lab.trials import Statistic, Trials, not_run_text
+from ollamalab.metrics import Share
+from ollamalab.report import Column, Table
+
+_MB = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What the variants make of the same text.
+
+    Attributes:
+        scores: By variant.
+        not_run: Variants whose engine could not be asked, with the reason.
+    """
+
+    scores: Mapping[str, Sequence[TokenScore]]
+    not_run: Mapping[str, str]
+
+
+async def score_variants(variants: Mapping[str, Variant], text: str = PASSAGE) -> Scored:
+    """Let every variant foretell the same text, one after the other; see ``scoring``."""
+    scores: dict[str, Sequence[TokenScore]] = {}
+    not_run = {}
+    for name, variant in variants.items():
+        subject = variant.subject
+        try:
+            await subject.client.preload(subject.model)
+            scores[name] = await score_text((await engine_of(subject)).url, text)
+        except (SamplerUnavailable, UpstreamError) as error:
+            not_run[name] = str(error)
+    return Scored(scores=scores, not_run=not_run)
+
+
+def quality_table(scored: Scored, *, reference: str) -> Table:
+    """Return perplexity and agreement of each variant, against a reference."""
+    rows: list[Sequence[object]] = []
+    for name, scores in scored.scores.items():
+        ratio, same = None, None
+        if name != reference and reference in scored.scores:
+            found = compare_perplexity(scored.scores, arm=name, baseline=reference, is_primary=False)
+            ratio = (found.estimate, found.low, found.high) if found.estimate is not None else None
+            same = _interval(agreement(scores, scored.scores[reference]))
+        right = _interval(foretold(scores))
+        rows.append((name, same, perplexity(scores), ratio, right, len(scores), ""))
+    rows += [(name, *([None] * 5), not_run_text(reason)) for name, reason in scored.not_run.items()]
+    columns = [
+        Column(name="Variant"),
+        Column(name=f"Same first choice as {reference}", format=".0%"),
+        Column(name="Perplexity", format=".1f"),
+        Column(name=f"× {reference}", format=".2f"),
+        Column(name="Text foretold", format=".0%"),
+        Column(name="n"),
+        Column(name="Note"),
+    ]
+    if not scored.not_run:
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return Table.of(
+        "quality",
+        f"Foretelling the same text, against {reference}",
+        columns,
+        rows,
+        caption="n tokens of a text of ours, each told with all before it known. Shares with 95 % Wilson "
+        "intervals; × with the sentences as pairs (Hodges–Lehmann, exact 95 % interval). Text foretold: the "
+        "model's first choice was the text's own word.",
+    )
+
+
+def why_no_quality(variant: Variant, scored: Scored) -> str | None:
+    """Return why a variant's quality cannot be told; None if it can."""
+    if variant.derived_from is not None:
+        return (
+            f"the quality half of the claim; {variant.name} was made from a file that was quantised already "
+            f"({variant.derived_from.partition(' sha256')[0]}), so it can show agreement with that file and "
+            "no more, while a host with the original tags shows quality"
+        )
+    if reason := scored.not_run.get(variant.name):
+        return f"the quality half of the claim; {reason}"
+    return None
+
+
+def _interval(share: Share) -> tuple[float | None, float | None, float | None]:
+    return share.ratio, share.low, share.high
+
+
+def trade_points(
+    trials: Trials,
+    statistic: Statistic,
+    memory: Mapping[str, Memory],
+    scored: Scored,
+    *,
+    reference: str,
+) -> pd.DataFrame:
+    """Return the rows of ``plots.trade_off``: rate against memory in MB, with the agreement as note."""
+    settings = {name: total / _MB for name in trials.arms if (total := memory[name].total_bytes) is not None}
+    rates = {name: sweep_points(trials, {name: place}, statistic) for name, place in settings.items()}
+    found = []
+    for name, points in rates.items():
+        note = ""
+        if name == reference:
+            note = "the reference"
+        elif name in scored.scores and reference in scored.scores:
+            share = agreement(scored.scores[name], scored.scores[reference])
+            note = f"{share.ratio:.0%} as {reference}"
+        found.append(points.assign(label=name, note=note))
+    columns = ["x", "value", "low", "high", "label", "note"]
+    return pd.concat(found)[columns] if found else pd.DataFrame(columns=columns)
+
+
+def trade_title(rate: Comparison, memory: Mapping[str, Memory]) -> str:
+    """Return what the smaller variant gains in speed, and what it takes of the memory."""
+    own, other = memory[rate.arm].total_bytes, memory[rate.baseline].total_bytes
+    share = f"{own / other:.0%} of the memory" if own and other else ""
+    if rate.estimate is None or rate.verdict is None or rate.verdict.direction is None:
+        words = f"{rate.arm} against {rate.baseline}: no difference in decode rate was shown"
+        return f"{words}; it takes {share}" if share else words
+    words = f"{rate.arm} decodes at {rate.estimate:.2f}× the rate of {rate.baseline}"
+    return f"{words}, in {share}" if share else words
+
+
+def rate_sentence(comparison: Comparison) -> str:
+    """Return what the format does to the decode rate."""
+    return f"Decode rate, {comparison.arm} against {comparison.baseline}: {result_text(comparison)}."
+
+
+def agreement_sentence(scored: Scored, variants: Mapping[str, Variant], *, arm: str, reference: str) -> str:
+    """Return how far a variant says the same as the reference, and whether that is its quality."""
+    if missing := scored.not_run.get(arm) or scored.not_run.get(reference):
+        return f"Agreement of {arm} and {reference}: {not_run_text(missing)}."
+    share = agreement(scored.scores[arm], scored.scores[reference])
+    ratio = perplexity(scored.scores[arm]) / perplexity(scored.scores[reference])
+    derived = variants[arm].derived_from is not None
+    meaning = " It was derived, so this is agreement, not quality." if derived else ""
+    return (
+        f"{arm} and {reference} have the same first choice at {share.ratio:.0%} of {share.of} places (95 % "
+        f"interval {share.low:.0%}–{share.high:.0%}); perplexity {ratio:.2f}×.{meaning}"
+    )
