@@ -222,7 +222,7 @@ async def test_both_accounts_agree_or_say_why_not(played: Scenarios) -> None:
         assert one.recovered_s is not None
         assert one.busy_slots is None  # this server does not tell
         assert UNEXPLAINED not in one.causes()
-        assert sum(one.gateway.values()) == (0 if one.way == lab.STRAIGHT else 3)
+        assert one.is_counted_by_gateway if one.way == GATEWAY else not one.gateway
     outcomes = {key: [record.outcome for record in one.records] for key, one in found.items()}
     assert outcomes["nothing wrong", GATEWAY] == [OK] * 3
     assert outcomes["answer lost", lab.STRAIGHT] == [TRUNCATED, OK, TRUNCATED]
@@ -246,7 +246,8 @@ async def test_an_overload_is_an_episode_too(subject: Subject) -> None:
         load = await rush.load_now()
         episode = await scenarios.overload(ways.by_name[GATEWAY], load)
         processes = [psutil.Process(pid) for pid in ways.by_name[GATEWAY].gateway.pids()]  # type: ignore[union-attr]
-    assert len(episode.records) == sum(episode.gateway.values()) == 12
+    assert len(episode.records) == 12
+    assert episode.is_counted_by_gateway
     assert episode.gateway["rejected"] > 0
     assert episode.attempts < 12
     assert "refused before it came to the server" in episode.causes()
@@ -388,6 +389,19 @@ def test_the_accounts_are_set_side_by_side() -> None:
     reason = "1 finished, and lost on the way to the client"
     assert table.rows[0] == ("answer lost", lab.STRAIGHT, 3, 3, 2, None, 3, 1, reason, 0, 0.25)
     assert table.rows[1][5] == 2
+
+
+def test_a_gateway_counts_everybody_but_those_who_left_at_once() -> None:
+    gone = (seen(TIMEOUT), seen(CANCELLED), seen(OK, text=True))
+    served = ((), (), (seen(OK),))
+    for counted, is_right in (
+        ({}, False),
+        ({"completed": 1}, True),
+        ({"completed": 1, "cancelled": 2}, True),
+    ):
+        one = episode(GATEWAY, records=gone, served=served, gateway=counted)
+        assert one.is_counted_by_gateway is is_right
+    assert not episode(GATEWAY, records=gone, served=served, gateway={"completed": 4}).is_counted_by_gateway
 
 
 def test_what_is_finished_without_text_is_told_by_both_outcomes() -> None:

@@ -64,6 +64,12 @@ class Episode:
         """Requests that the server finished."""
         return sum(any(one.outcome in WHOLE for one in served) for served in self.served)
 
+    @property
+    def is_counted_by_gateway(self) -> bool:
+        """Whether the gateway counted every request; whoever gave up may have left before it could."""
+        given_up = sum(record.outcome in (Outcome.TIMEOUT, Outcome.CANCELLED) for record in self.records)
+        return len(self.records) - given_up <= sum(self.gateway.values()) <= len(self.records)
+
     def causes(self) -> Counter[str]:
         """Return why the two sides' accounts differ, with how many requests; the others are left out."""
         return Counter(
