@@ -97,7 +97,7 @@ _ALL = (
         id="C08",
         text="OLLAMA_MAX_LOADED_MODELS=1 keeps the model resident",
         source="S1",
-        experiment="02_cold_start",
+        experiment="12_server_settings",
         factual=True,
     ),
     Claim(

@@ -212,8 +212,8 @@ class ProcessSampler:
     two busy cores make 2.0; None in the first reading and over less than 50 ms. ``cpu_s``, ``read_bytes`` and
     ``written_bytes`` (storage, not page cache) count since the start of each process and keep what
     ended ones were last seen to have used, so they never fall; a process that is found late (up to
-    ``relist_s``) brings all it has used into that reading. ``rss_bytes`` counts memory that two processes share
-    twice. ``processes`` and ``threads`` are alive now.
+    ``relist_s``) brings all it has used into that reading. ``rss_bytes`` counts memory that two processes
+    share twice. ``processes`` and ``threads`` are alive now.
     """
 
     def __init__(

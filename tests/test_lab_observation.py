@@ -41,5 +41,5 @@ def test_requests_are_serial_only_where_several_slots_never_decode_together(
 
 
 async def test_what_cannot_be_tried_is_not_settled() -> None:
-    seen = await lab.observe_eviction(None, "other", not_run="not ours")
+    seen = await lab.observe_pings(None, every_s=1.0, pings=2, not_run="not ours")
     assert (seen.holds, seen.evidence, seen.n) == (None, "not ours", 0)

@@ -36,6 +36,7 @@ def books(world: World) -> dict[str, Totals]:
 @example(seed=138, ticks=318, hold_cost=0.0, wanted=(), keep="auto")  # lost as a last request comes
 @example(seed=443, ticks=303, hold_cost=0.0, wanted=(), keep="auto")  # lost unseen, and loaded for a request
 @example(seed=980, ticks=1636, hold_cost=0.0, wanted=(), keep="auto")  # a hold of no length
+@example(seed=768, ticks=881, hold_cost=0.0, wanted=(), keep="auto")  # restarted as a last request comes
 def test_the_ledger_agrees_with_a_count_by_brute_force(
     seed: int, ticks: int, hold_cost: float, wanted: tuple[str, ...], keep: str
 ) -> None:

@@ -58,6 +58,7 @@ class Model:
         users: Requests under way.
         memory: Per tick, the number of the stay in memory in which it ended; None = not in memory.
         lost: Ticks at which it was evicted or its server restarted.
+        made_way: Of these, those at which it was evicted.
         loads: Ticks of every whole load, by the tick at which it was known.
         preloads, renewals: How many of ours are done.
     """
@@ -72,6 +73,7 @@ class Model:
     uses: list[Use] = field(default_factory=list)
     memory: list[int | None] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
+    made_way: set[int] = field(default_factory=set)
     loads: list[tuple[int, int]] = field(default_factory=list)
     preloads: int = 0
     renewals: int = 0
@@ -177,6 +179,7 @@ class World:
             return True
         idle = next((model for model in held if model.is_idle), None)
         if idle is not None:
+            idle.made_way.add(self.now)
             self._evict(idle)
         return idle is not None
 
@@ -249,8 +252,8 @@ def counted(model: Model) -> Totals:
             natural_until = tick + model.keep
         use = starts.get(tick)
         if run and (tick in lost or memory != stay):
-            # Lost in the moment in which a request came: the keeper learns it from how that one fares.
-            is_known = use is None or use.end < len(model.memory)
+            # Made way in the moment in which a request came: the keeper learns it from how that one fares.
+            is_known = use is None or use.end < len(model.memory) or tick not in model.made_way
             totals.wasted += is_known
             totals.wasted_s += is_known * len(run) * TICK_S
             totals.held_s += len(run) * TICK_S

@@ -162,7 +162,7 @@ from ollamalab.lab.mixes import (
     uniform,
 )
 from ollamalab.lab.models import have_models, is_ours, model_file
-from ollamalab.lab.observation import Observation, observe_decoding, observe_eviction, observe_pings
+from ollamalab.lab.observation import Observation, observe_decoding, observe_pings
 from ollamalab.lab.outages import (
     End,
     Outage,
@@ -440,7 +440,6 @@ __all__ = [
     "nth",
     "observe_compiling",
     "observe_decoding",
-    "observe_eviction",
     "observe_overhead",
     "observe_pings",
     "offer",

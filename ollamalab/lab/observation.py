@@ -50,28 +50,6 @@ async def observe_pings(
     return Observation(holds=pinged.cold_pings == 1, evidence=evidence, n=pings - 1)
 
 
-async def observe_eviction(
-    subject: Subject | None, other_model: str, *, not_run: str | None = None
-) -> Observation:
-    """Try whether a model that shall stay for a day does when another one is asked for.
-
-    Args:
-        subject: On a server that may load one model at most; None with ``not_run``.
-        other_model: Loaded after it.
-        not_run: Why it cannot be tried; None if it can.
-    """
-    if subject is None or not_run:
-        return Observation(holds=None, evidence=not_run or "there is no server for it")
-    await subject.client.preload(subject.model, keep_alive="24h")
-    before = sorted(await subject.loaded())
-    await subject.client.preload(other_model)
-    after = sorted(await subject.loaded())
-    evidence = (
-        f"loaded for 24 h: {', '.join(before)}; after one request for {other_model}: {', '.join(after)}"
-    )
-    return Observation(holds=set(before) <= set(after), evidence=evidence, n=1)
-
-
 def observe_decoding(
     trials: Trials, subjects: Mapping[str, Subject], samples: Iterable[Sample]
 ) -> Observation:
