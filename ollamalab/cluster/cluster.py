@@ -44,6 +44,7 @@ from ollamalab.settings.cluster import ClusterSettings
 _OK = 200
 _ANSWERED = Verdict.ANSWERED
 _UNKNOWN = Usual()
+_NOBODY = Candidates((), [])
 
 #: Age of a list of models that the cache relies on: an old answer may be given so long after a ``pull``.
 _FRESH_S = 2.0
@@ -228,9 +229,10 @@ class Cluster:
         self._budget.note_request()
         if self._watch.doubtful and self._minds_loads:  # milliseconds, against the seconds of a load
             await self._watch.end_doubts()
-        candidates = self._roster.pool(key, began_s).candidates
+        alone = self._roster.alone
+        candidates = _NOBODY if alone is not None else self._roster.pool(key, began_s).candidates
         while True:
-            member = self._choose(call, key, tokens, candidates)
+            member = alone or self._choose(call, key, tokens, candidates)
             tried.append(member)
             visit = None if self._visits is None else self._visits.begun(member.name, call)
             now_s = self._clock()
@@ -248,7 +250,7 @@ class Cluster:
                 journey.booking = booking
             call.ledger["route"] = now_s - began_s
             try:
-                if len(self._roster.members) == 1:  # nowhere else to wait
+                if self._roster.alone is not None:  # nowhere else to wait
                     reply = await member.upstream.send(request)
                 else:
                     reply = await self._send_while_up(booking, request)
@@ -279,7 +281,7 @@ class Cluster:
                     others = self._roster.others(key, tried, self._clock())
             member.moved += 1
             self._failovers += 1
-            candidates = Candidates.among((other.view for other in others), key)
+            alone, candidates = None, Candidates.among((other.view for other in others), key)
 
     async def _send_while_up(self, booking: Booking, request: Request) -> Reply:
         """Send a request to the member where it is booked, but do not wait there once it goes silent."""
@@ -317,7 +319,7 @@ class Cluster:
     async def _others(self, verdict: Verdict, key: str, tried: list[Member]) -> list[Member]:
         """Return who may have a request next that was not answered well; nobody if it ends here."""
         roster = self._roster
-        if len(roster.members) == 1 or len(tried) >= self._settings.max_attempts:
+        if roster.alone is not None or len(tried) >= self._settings.max_attempts:
             return []
         if verdict is Verdict.MISSING:
             if key:

@@ -51,6 +51,7 @@ class Roster:
 
     Attributes:
         members: Who may be chosen, by name, in the order of the settings.
+        alone: The one member if there are no others.
         usual: What requests of each model take, once one has been answered.
         places: As given.
         on_change: Is called when a pool may have become larger.
@@ -58,6 +59,7 @@ class Roster:
 
     def __init__(self, *, places: int | None, rng: random.Random) -> None:
         self.members: dict[str, Member] = {}
+        self.alone: Member | None = None
         self.usual: dict[str, Usual] = {}
         self.places = places
         self.on_change: Callable[[], None] = _nothing
@@ -68,6 +70,7 @@ class Roster:
     def set_members(self, members: Iterable[Member]) -> None:
         """Take exactly these."""
         self.members = {member.name: member for member in members}
+        self.alone = next(iter(self.members.values())) if len(self.members) == 1 else None
         self._sets.clear()
         self.changed()
 
@@ -95,7 +98,9 @@ class Roster:
 
     def limit(self, key: str, now_s: float) -> int:
         """Return how many requests for a model may be under way at once, at least 1."""
-        pool = self.pool(key, now_s)
+        pool = self._pools.get(key)
+        if pool is None or pool.until_s <= now_s:
+            pool = self.pool(key, now_s)
         if pool.places is None:
             members = [self.members[view.name] for view in pool.candidates.members]
             pool.places = sum(self._places_at(member, key) for member in members)

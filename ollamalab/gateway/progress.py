@@ -134,7 +134,8 @@ class Progress:
         if self._timer is None or self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._set_timer(self._loop)
-        wait.begin(self._clock(), self._loop)
+        wait.guard(self._loop)
+        wait.since_s = self._clock()
         try:
             reply = await self._upstream.send(request)
         except BaseException as error:

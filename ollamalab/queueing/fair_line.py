@@ -109,9 +109,12 @@ class FairLine:
         flow = self._flows.get(ticket.client)
         if flow is None:
             flow = self._flows[ticket.client] = _Flow(ticket.client)
-        self._idle.pop(ticket.client, None)
-        level_tokens = self._level_tokens = max(flow.served_tokens, self._level_tokens)
-        flow.served_tokens = level_tokens
+        if not flow.active:
+            self._idle.pop(ticket.client, None)
+        if flow.served_tokens > self._level_tokens:
+            self._level_tokens = flow.served_tokens
+        else:
+            flow.served_tokens = self._level_tokens
         flow.booked_tokens += ticket.cost_tokens
         flow.active += 1
         self._active += 1
@@ -148,8 +151,10 @@ class FairLine:
         self._active -= 1
         flow.booked_tokens = flow.booked_tokens - ticket.cost_tokens if flow.active else 0.0
         flow.served_tokens += served_tokens
-        self._enter(flow)
-        self._note_idle(flow)
+        if flow.waiting:
+            self._enter(flow)
+        elif not flow.active:
+            self._note_idle(flow)
 
     def counters(self) -> dict[str, float]:
         """Return each remembered client's counter, in tokens."""

@@ -71,9 +71,11 @@ class Lane:
     def settle(self, ticket: Ticket, state: State, cost_tokens: float) -> None:
         """Take the place back; ``state`` says how it ended, ``cost_tokens`` what it really cost."""
         ticket.state = state
-        self._bands[ticket.priority].settle(ticket, cost_tokens)
+        band = self._bands[ticket.priority]
+        band.settle(ticket, cost_tokens)
         self.active -= 1
-        self._forget_if_over(ticket.priority)
+        if band.is_over:
+            del self._bands[ticket.priority]
 
     def _next_band(self, now_s: float) -> FairLine:
         best: FairLine | None = None
