@@ -201,5 +201,5 @@ async def test_what_is_not_installed_is_noted_with_what_to_install(monkeypatch: 
 async def test_a_server_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path) -> None:
     command = ["sh", "-c", "echo no room >&2; exit 3"]
     with pytest.raises(TargetError, match="sh ended; it last said: no room"):
-        async with fronts._running(command, 1, tmp_path):
+        async with fronts.running(command, 1, tmp_path):
             pass
