@@ -197,7 +197,9 @@ def test_compose_puts_the_local_server_beside_the_gateway_and_leaves_others_wher
     assert (
         replace(settings, host="127.0.0.1", upstreams=from_config.settings.upstreams) == from_config.settings
     )
-    assert file["services"]["ollama"]["environment"] == {"OLLAMA_NUM_PARALLEL": "4"}
+    ollama = file["services"]["ollama"]
+    assert ollama["environment"] == {"OLLAMA_MODELS": "/models", "OLLAMA_NUM_PARALLEL": "4"}
+    assert ollama["volumes"] == ["ollama:/models"]
     assert file["services"]["gateway"]["environment"] == {"GPU2_KEY": "${GPU2_KEY:?}"}
     assert "/etc/ollamalab/keys:/etc/ollamalab/keys:ro" in file["services"]["gateway"]["volumes"]
 

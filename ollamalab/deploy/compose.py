@@ -29,6 +29,9 @@ _GPUS = (
     "              capabilities: [gpu]",
 )
 
+#: Of an Ollama's container: where its models are kept.
+_MODELS = "/models"
+
 _STATE = "/var/lib/ollamalab"
 _STOP_REST_S = 10
 
@@ -69,7 +72,7 @@ def _ollama(profile: Profile, name: str) -> list[str]:
         + ("" if profile.version else "  # no Ollama was measured: pin the version that you test"),
         "    restart: unless-stopped",
         "    init: true",
-        f"    volumes: ['{name}:/root/.ollama']",
+        f"    volumes: ['{name}:{_MODELS}']",
         "    shm_size: 1gb  # ample: llama.cpp keeps weights and caches in its own and the GPU's memory",
         "    healthcheck:",
         "      test: [CMD, ollama, list]",
@@ -77,11 +80,10 @@ def _ollama(profile: Profile, name: str) -> list[str]:
         "      retries: 12",
         "      start_period: 30s",
     ]
-    if profile.server:
-        lines += ["    environment:"]
-        for line in profile.server:
-            lines += comments(line.why, indent="      ")
-            lines += [f"      {line.name}: {_scalar(str(line.value).replace('$', '$$'))}"]
+    lines += ["    environment:", f"      OLLAMA_MODELS: {_MODELS}"]
+    for line in profile.server:
+        lines += comments(line.why, indent="      ")
+        lines += [f"      {line.name}: {_scalar(str(line.value).replace('$', '$$'))}"]
     lines += comments((left for left in profile.left if "OLLAMA_" in left), indent="    ")
     if profile.gpus == 0:
         lines += ["    # No GPU on the measured host; on one with GPUs:"]
