@@ -7,7 +7,7 @@ correction over a run's tests. One comparison is 24 pairs of visits; 100 compari
 
 Asked: how often a difference is named where none was planted (at most 10); how often 20 % more or less is
 named with the right direction (at least 95), and how often the 95 % interval holds what was planted (at
-least 90). The client's own half millisecond is in every visit and draws ratios towards 1, by half a per cent or so.
+least 90). The client's own half millisecond is in every visit and draws ratios towards 1 by about 1 %.
 
 Run: ``python tests/benchmarks/bench_verdicts.py [--repetitions 100]`` (about five minutes). Writes
 ``tests/benchmarks/results/verdicts.json``.
