@@ -59,7 +59,7 @@ def read_frame(path: Path) -> pd.DataFrame:
     Raises:
         RunError: The file is missing or damaged.
     """
-    return _read(path).to_pandas(types_mapper=_PANDAS.get)
+    return _read(path).to_pandas(types_mapper=_PANDAS.get, use_threads=False)
 
 
 def read_records(path: Path) -> list[RequestRecord]:
@@ -107,7 +107,8 @@ def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
 
 def _read(path: Path) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(path.read_bytes()))
+        # Without threads: the files are small, and a pool that still starts one at exit aborts the process.
+        return pq.read_table(io.BytesIO(path.read_bytes()), use_threads=False, pre_buffer=False)
     except (OSError, pa.ArrowException) as error:
         raise RunError(
             f"{path} cannot be read: {error}; run its experiment again, or restore the file"
