@@ -98,9 +98,7 @@ class Roster:
 
     def limit(self, key: str, now_s: float) -> int:
         """Return how many requests for a model may be under way at once, at least 1."""
-        pool = self._pools.get(key)
-        if pool is None or pool.until_s <= now_s:
-            pool = self.pool(key, now_s)
+        pool = self.pool(key, now_s)
         if pool.places is None:
             members = [self.members[view.name] for view in pool.candidates.members]
             pool.places = sum(self._places_at(member, key) for member in members)

@@ -14,14 +14,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Self
 
 import pandas as pd
 
 from ollamalab.arrivals import ArrivalPattern, Arrivals
+from ollamalab.cluster.reply import MadeReply
 from ollamalab.compare import Comparison, Visit
 from ollamalab.errors import OllamaLabError, UpstreamError
 from ollamalab.gateway.failures import failure_of
@@ -164,28 +163,9 @@ class _Answering:
             raise
         except OllamaLabError as error:
             failure = failure_of(error, is_openai=False)
-            return _Refusal(failure.status, dict(failure.headers), failure.body)
-
-
-class _Refusal:
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self._body = body
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        yield self._body
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """There is nothing to release."""
+            refusal = MadeReply(failure.status, failure.headers["content-type"], failure.body)
+            refusal.headers |= failure.headers
+            return refusal
 
 
 # Sending
