@@ -10,6 +10,7 @@ import pytest
 from ollamalab.errors import RequestRefused
 from ollamalab.protocol.calls import Call, call_of, named, read_call, read_heading
 from ollamalab.protocol.endpoints import ENDPOINTS, Kind, endpoint_of
+from ollamalab.protocol.packed import MAX_UNPACKED_BYTES, zstd
 from ollamalab.protocol.upstream import Request
 
 
@@ -158,10 +159,28 @@ def test_an_unknown_path_is_refused_in_the_words_of_ollamas_router():
     assert caught.value.status == 404
 
 
-def test_a_compressed_body_of_responses_is_not_read():
-    """Ollama takes zstd there; the bytes pass on untouched."""
-    call = call_of(request_to("/v1/responses", b"\x28\xb5\x2f\xfd", content_encoding="zstd"))
-    assert (call.model, call.fields) == ("", {})
+def test_a_packed_body_of_responses_is_read_and_passes_on_untouched():
+    """Ollama takes zstd there."""
+    packed = zstd.compress(b'{"model":"m","stream":true,"max_output_tokens":9}')
+    request = named(request_to("/v1/responses", packed, content_encoding="zstd"))
+    assert request.body == packed
+    call = call_of(request)
+    assert (call.model, call.is_stream, call.num_predict) == ("m", True, 9)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"model":"m"}', "failed to decompress zstd body"),
+        (zstd.compress(b'{"model":"m"}')[:-1], "unexpected EOF"),
+        (zstd.compress(bytes(MAX_UNPACKED_BYTES + 1)), "http: request body too large"),
+        (zstd.compress(b'{"model":'), "unexpected EOF"),
+    ],
+)
+def test_a_packed_body_that_cannot_be_read_is_refused(body: bytes, words: str):
+    with pytest.raises(RequestRefused, match=words) as caught:
+        call_of(request_to("/v1/responses", body, content_encoding="zstd"))
+    assert caught.value.status == 400
 
 
 @pytest.mark.parametrize(

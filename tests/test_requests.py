@@ -61,6 +61,20 @@ def test_null_after_a_value_empties_only_what_can_be_nil_in_go(
     assert decode_fields(text, type_name) == expected
 
 
+@pytest.mark.parametrize(
+    ("body", "options"),
+    [
+        (b'{"options":{"seed":1,"top_k":2},"options":{"seed":3}}', {"seed": 3, "top_k": 2}),
+        (b'{"options":{"seed":1},"Options":{"top_k":2}}', {"seed": 1, "top_k": 2}),
+        (b'{"options":{"seed":1},"options":null,"options":{"top_k":2}}', {"top_k": 2}),
+        (b'{"options":{"seed":1},"options":7}', 7),
+        (b'{"tools":[{"options":{}}],"options":{"options":{"a":1}}}', {"options": {"a": 1}}),
+    ],
+)
+def test_options_given_more_than_once_add_up_as_in_go(body: bytes, options: object) -> None:
+    assert decode_fields(body, "ChatRequest")["options"] == options
+
+
 def test_numbers_behind_a_null_are_read_as_before_it() -> None:
     big = b'{"seed":18446744073709551617,"x":1e2,"y":0.1,"z":-0,"stop":%b}'
     assert decode_fields(big % b"null") == {

@@ -108,6 +108,16 @@ class Comparison:
     reason: str
     adjusted_p_value: float | None = None
 
+    @property
+    def effect(self) -> tuple[float, float | None, float | None] | None:
+        """Estimate and both ends of its 95 % interval; None without an estimate."""
+        return None if self.estimate is None else (self.estimate, self.low, self.high)
+
+    @property
+    def outcome(self) -> str:
+        """The verdict in words, or why there is none."""
+        return self.verdict.text if self.verdict else self.reason
+
 
 def compare_arms(
     values: Mapping[Visit, float | None], metric: Metric, *, arm: str, baseline: str, is_primary: bool = True

@@ -273,10 +273,10 @@ def overload_table(comparisons: Sequence[Comparison], *, load: float) -> Table:
             item.arm_value,
             item.baseline_value,
             None
-            if item.estimate is None
-            else tuple(None if end is None else 100 * end for end in (item.estimate, item.low, item.high)),
+            if item.effect is None
+            else tuple(None if value is None else 100 * value for value in item.effect),
             item.pairs,
-            item.verdict.text if item.verdict else item.reason,
+            item.outcome,
         )
         for item in comparisons
     ]

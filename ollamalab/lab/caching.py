@@ -178,9 +178,9 @@ def shares_table(name: str, title: str, contrasts: Sequence[Comparison]) -> Tabl
             item.metric.name,
             item.arm,
             *(None if value is None else value * 1e3 for value in (item.arm_value, item.baseline_value)),
-            None if item.estimate is None else (item.estimate, item.low, item.high),
+            item.effect,
             item.pairs,
-            item.verdict.text if item.verdict else item.reason,
+            item.outcome,
         )
         for item in contrasts
     ]

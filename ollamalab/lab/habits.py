@@ -242,9 +242,9 @@ def _both_ways(
             label,
             item.baseline_value,
             item.arm_value,
-            None if item.estimate is None else (item.estimate, item.low, item.high),
+            item.effect,
             item.pairs,
-            item.verdict.text if item.verdict else item.reason,
+            item.outcome,
         )
         for label, item in found.items()
     ]

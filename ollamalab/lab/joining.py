@@ -76,8 +76,7 @@ def joining_table(sizes: Sequence[int]) -> Table:
     rows = []
     for size in sizes:
         for item in compare_joining(size):
-            ratio = None if item.estimate is None else (item.estimate, item.low, item.high)
-            rows.append((size, item.arm, item.arm_value, item.baseline_value, ratio, item.pairs))
+            rows.append((size, item.arm, item.arm_value, item.baseline_value, item.effect, item.pairs))
     return Table.of(
         "joining",
         "Putting the pieces of an answer together",

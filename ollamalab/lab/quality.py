@@ -62,7 +62,7 @@ def quality_table(scored: Scored, *, reference: str) -> Table:
         ratio, same = None, None
         if name != reference and reference in scored.scores:
             found = compare_perplexity(scored.scores, arm=name, baseline=reference, is_primary=False)
-            ratio = (found.estimate, found.low, found.high) if found.estimate is not None else None
+            ratio = found.effect
             same = _interval(agreement(scores, scored.scores[reference]))
         right = _interval(foretold(scores))
         rows.append((name, same, perplexity(scores), ratio, right, len(scores), ""))

@@ -28,17 +28,17 @@ _RATIO = ".2f"
 
 
 def comparison_table(name: str, title: str, comparisons: Sequence[Comparison], *, note: str = "") -> Table:
-    """Return one row per comparison: both values, the ratio with its interval, the verdict."""
+    """Return one row per comparison: both values, the ratio or difference with its interval, the verdict."""
     rows = [
         (
             item.metric.name,
             item.arm,
             item.arm_value,
             item.baseline_value,
-            None if item.estimate is None else (item.estimate, item.low, item.high),
+            item.effect,
             _pairs(item),
             item.detectable,
-            item.verdict.text if item.verdict else item.reason,
+            item.outcome,
         )
         for item in comparisons
     ]
@@ -51,7 +51,7 @@ def comparison_table(name: str, title: str, comparisons: Sequence[Comparison], *
             Column(name="Arm"),
             Column(name="Value", format=".3g"),
             Column(name=baseline, format=".3g"),
-            Column(name="Ratio", format=_RATIO),
+            Column(name=_effect_head(comparisons), format=_RATIO),
             Column(name="Pairs"),
             Column(name="Detectable", format=_RATIO),
             Column(name="Verdict"),
@@ -61,6 +61,11 @@ def comparison_table(name: str, title: str, comparisons: Sequence[Comparison], *
         "A pair is lost where a visit gave no value. Detectable: the ratio that so many pairs find in four "
         "of five cases. Verdicts are of each row alone; the claims are corrected over the run." + note,
     )
+
+
+def _effect_head(comparisons: Sequence[Comparison]) -> str:
+    kinds = {item.metric.kind.capitalize() for item in comparisons}
+    return " or ".join(sorted(kinds, reverse=True)).capitalize() or "Ratio"
 
 
 def latency_table(name: str, title: str, arms: Mapping[str, Sequence[RequestRecord]]) -> Table:

@@ -18,6 +18,7 @@ from ollamalab.errors import RequestRefused, SettingsError
 from ollamalab.protocol.endpoints import Endpoint, endpoint_of
 from ollamalab.protocol.forms import form_value
 from ollamalab.protocol.names import parse_name
+from ollamalab.protocol.packed import unpacked
 from ollamalab.protocol.requests import decode_fields, go_mismatch
 from ollamalab.protocol.upstream import Request
 
@@ -111,6 +112,7 @@ class Heading(msgspec.Struct, frozen=True, kw_only=True):
         cache_control: ``Cache-Control`` as sent, "" if not.
         content_type: As sent, "" if not.
         has_fields: Whether the body says more: which model, streamed or not.
+        is_packed: Whether the body is packed with zstd.
     """
 
     endpoint: Endpoint
@@ -120,6 +122,7 @@ class Heading(msgspec.Struct, frozen=True, kw_only=True):
     cache_control: str
     content_type: str
     has_fields: bool
+    is_packed: bool
 
 
 def read_heading(path: str, headers: Mapping[str, str]) -> Heading:
@@ -137,7 +140,6 @@ def read_heading(path: str, headers: Mapping[str, str]) -> Heading:
         raise RequestRefused(_NOT_FOUND, "404 page not found")
     deadline_ms = _whole_number(headers, DEADLINE_HEADER, 1, _MAX_DEADLINE_MS)
     priority = _whole_number(headers, PRIORITY_HEADER, 0, LOWEST_PRIORITY)
-    is_encoded = endpoint.takes_zstd and headers.get("content-encoding") == "zstd"  # exactly, as in Ollama
     return Heading(
         endpoint=endpoint,
         client=headers.get(CLIENT_HEADER, "").strip()[:_MAX_CLIENT_CHARACTERS],
@@ -145,7 +147,8 @@ def read_heading(path: str, headers: Mapping[str, str]) -> Heading:
         deadline_ms=deadline_ms,
         cache_control=headers.get(CACHE_CONTROL_HEADER, ""),
         content_type=headers.get("content-type", ""),
-        has_fields=endpoint.names_model and not is_encoded,
+        has_fields=endpoint.names_model,
+        is_packed=endpoint.takes_zstd and headers.get("content-encoding") == "zstd",  # exactly, as in Ollama
     )
 
 
@@ -177,7 +180,7 @@ def read_call(
         if heading.endpoint.takes_form:
             _read_form(call, heading.content_type, body)
         else:
-            _read_body(call, body)
+            _read_body(call, body, is_packed=heading.is_packed)
     return call
 
 
@@ -200,16 +203,16 @@ def call_of(request: Request) -> Call:
     return read_call(read_heading(request.path, request.headers), request.body) if call is None else call
 
 
-def _read_body(call: Call, body: bytes) -> None:
+def _read_body(call: Call, body: bytes, *, is_packed: bool) -> None:
     endpoint = call.endpoint
     try:
+        body = unpacked(body) if is_packed else body
         # Ollama would replace such bytes, and answer a question that nobody asked.
         body.decode()
+        fields = decode_fields(body, endpoint.body_type)
     except UnicodeDecodeError as error:
         problem = f"the body is not UTF-8: {error.reason} at byte {error.start}"
         raise RequestRefused(_BAD_REQUEST, problem) from error
-    try:
-        fields = decode_fields(body, endpoint.body_type)
     except SettingsError as error:
         raise RequestRefused(_BAD_REQUEST, str(error)) from error
     model, stream = fields.get("model", ""), fields.get("stream", endpoint.streams_by_default)

@@ -36,7 +36,7 @@ class Endpoint:
         names_events: Whether the events of its streams have names (``event: ...``) and types, the last of
             which ends the stream where others have ``[DONE]``.
         takes_form: Whether its body is a form instead of JSON.
-        takes_zstd: Whether its body may be compressed, which then is not ours to read.
+        takes_zstd: Whether its body may be packed with zstd.
         is_openai: Whether errors and streams have the forms of ``/v1``: OpenAI's errors, SSE for NDJSON.
         names_model: Whether the body says which model is wanted, and that model works.
     """

@@ -169,7 +169,7 @@ def decode_fields(data: bytes, type_name: str = "Request") -> dict[str, Any]:
     """Return a body's top-level fields by lower-case name, nulls left out; their types unchecked.
 
     Of a field given more than once the last counts, as in Go; unless that is null, which Go ignores for
-    texts, numbers and flags, so that the one before stands.
+    texts, numbers and flags, so that the one before stands. ``options`` add up.
 
     Args:
         data: The bytes as they came.
@@ -186,7 +186,8 @@ def decode_fields(data: bytes, type_name: str = "Request") -> dict[str, Any]:
             f"json: cannot unmarshal {_json_kind(value)} into Go value of type api.{type_name}"
         )
     fields = _folded(value)
-    if len(fields) == len(value) or not _may_repeat(value, type_name):
+    is_once = len(fields) == len(value) or not _may_repeat(value, type_name)
+    if is_once and (_OPTIONS not in fields or data.count(b'"options"') < 2):
         return fields
     return _folded_in_order(data, type_name)
 
@@ -204,6 +205,7 @@ def _folded_in_order(data: bytes, type_name: str) -> dict[str, Any]:
     """Return what ``_folded`` does, for a body that may give a field more than once.
 
     At a null Go keeps a field's earlier value, unless the field is one that can be nil: then it is nil.
+    To a map, which ``options`` are, it adds.
     """
     pairs: list[tuple[str, Any]] = []
 
@@ -217,13 +219,17 @@ def _folded_in_order(data: bytes, type_name: str) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for key, value in pairs:
         name = key.lower()
-        if value is not None:
+        before = fields.get(name)
+        if name == _OPTIONS and isinstance(before, dict) and isinstance(value, dict):
+            fields[name] = before | value
+        elif value is not None:
             fields[name] = value
         elif name not in kept:
             fields.pop(name, None)
     return fields
 
 
+_OPTIONS = "options"
 _PLAIN_EVERYWHERE = ("model",)
 
 #: By body, the fields that Go holds as plain values: no pointer, map, list or "any", which can be nil.

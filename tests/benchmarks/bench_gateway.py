@@ -1,7 +1,9 @@
 """What the gateway costs beside nginx and LiteLLM, in front of the same scripted upstream.
 
 One worker each. The gateway under test has the last core for itself, upstream and clients share the
-others; for latencies nothing is bound. Within a block each arm is visited once, in an order drawn
+others; for latencies nothing is bound. With three cores or more the upstream has all but two: one process
+of it gives lines no faster than one core can write them, and on two cores that is the bound of every fast
+arm of the streams. Within a block each arm is visited once, in an order drawn
 anew; ratios and differences are taken per block (Hodges-Lehmann estimate, exact 95 % interval).
 
 *direct* is the upstream without a gateway, so the bound of this harness; *relay* is our HTTP in and out
@@ -45,6 +47,7 @@ from ollamalab.connection import new_event_loop
 RESULTS = Path(__file__).parent / "results" / "gateway.json"
 SEED = 11
 CORES = sorted(os.sched_getaffinity(0))
+UPSTREAMS = max(1, len(CORES) - 2)  # processes
 HELD_STREAMS = 1000
 MOST_RESIDENT_BYTES = 120 * 2**20
 OPEN_FILES = 8192
@@ -146,12 +149,12 @@ class Load:
 
 
 @asynccontextmanager
-async def harness(role: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run the upstream or the clients."""
+async def harness(*role: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run the upstream, if need be at a port that it shares, or the clients."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         gateway_harness.__file__,
-        role,
+        *role,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -170,8 +173,10 @@ class Bench:
         missing: Why the others are not there.
     """
 
-    def __init__(self, upstream: asyncio.subprocess.Process, load: Load, upstream_port: int) -> None:
-        self._harness = (upstream.pid, load.process.pid)
+    def __init__(
+        self, upstreams: Sequence[asyncio.subprocess.Process], load: Load, upstream_port: int
+    ) -> None:
+        self._harness = (*(process.pid for process in upstreams), load.process.pid)
         self.load = load
         self.subjects = {DIRECT: Subject(DIRECT, upstream_port)}
         self.missing: dict[str, str] = {}
@@ -247,11 +252,14 @@ class Bench:
 async def bench(plans: Sequence[Plan]) -> AsyncIterator[Bench]:
     """Start everything."""
     async with AsyncExitStack() as stack:
-        upstream = await stack.enter_async_context(harness("upstream"))
-        assert upstream.stdout is not None
-        port = int(await upstream.stdout.readline())
+        upstreams, port = [], 0
+        for _ in range(UPSTREAMS):
+            upstreams.append(await stack.enter_async_context(harness("upstream", str(port))))
+            printed = upstreams[-1].stdout
+            assert printed is not None
+            port = int(await printed.readline())
         load = Load(await stack.enter_async_context(harness("load")))
-        everything = Bench(upstream, load, port)
+        everything = Bench(upstreams, load, port)
         for plan in plans:
             if plan.reason:
                 everything.missing[plan.name] = plan.reason
@@ -377,6 +385,7 @@ async def main(arguments: argparse.Namespace) -> int:
                 "machine": host.describe(),
                 "load_average_before": load_before,
                 "load_average_after": os.getloadavg(),
+                "upstream_processes": UPSTREAMS,
                 "rounds": rounds,
                 "seconds_per_visit": seconds,
                 "rows": rows,

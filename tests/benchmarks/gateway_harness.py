@@ -3,7 +3,7 @@
 Both are raw protocols on uvloop with canned bytes, each a process of its own, so that their cost stays
 well below that of what is measured between them (the row "direct" shows it).
 
-``python gateway_harness.py upstream`` serves until killed and prints its port.
+``python gateway_harness.py upstream [PORT]`` serves until killed and prints its port, which several share.
 ``python gateway_harness.py load`` reads one command a line as JSON, prints one result a line.
 """
 
@@ -323,9 +323,9 @@ async def body_of(port: int, request: bytes) -> dict[str, Any]:
     return {"body": b"".join(pieces).decode(), "is_whole": over.is_set()}
 
 
-async def serve_upstream() -> None:
-    streams = Round()
-    server = await asyncio.get_running_loop().create_server(lambda: Ollama(streams), HOST, 0, backlog=2048)
+async def serve_upstream(port: int = 0) -> None:
+    streams, loop = Round(), asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Ollama(streams), HOST, port, backlog=2048, reuse_port=True)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
@@ -349,4 +349,5 @@ async def serve_load() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve_upstream() if sys.argv[1] == "upstream" else serve_load())
+    role, *ports = sys.argv[1:]
+    uvloop.run(serve_upstream(*map(int, ports)) if role == "upstream" else serve_load())

@@ -1,0 +1,25 @@
+"""Bodies packed with zstd: every frame counts, no byte more than allowed is unpacked."""
+
+import pytest
+
+from ollamalab.errors import SettingsError
+from ollamalab.protocol.packed import unpacked, zstd
+
+
+def test_frames_add_up_and_an_empty_body_stays_empty() -> None:
+    assert unpacked(zstd.compress(b"one ") + zstd.compress(b"two")) == b"one two"
+    assert unpacked(b"") == b""
+
+
+def test_the_limit_holds_over_all_frames() -> None:
+    frames = zstd.compress(b"1234") + zstd.compress(b"5678")
+    assert unpacked(frames, 8) == b"12345678"
+    with pytest.raises(SettingsError, match="too large"):
+        unpacked(frames, 7)
+
+
+def test_a_window_larger_than_ollama_takes_is_refused() -> None:
+    options = {zstd.CompressionParameter.window_log: 24}
+    far = zstd.ZstdCompressor(options=options)
+    with pytest.raises(SettingsError, match="failed to decompress"):
+        unpacked(far.compress(bytes(2**25)) + far.flush())
