@@ -11,6 +11,7 @@ import pytest
 from plausible_run import TARGET, compared, make_run, request
 
 from ollamalab.compare import Metric
+from ollamalab.deploy import profile_of_run
 from ollamalab.report import (
     Advice,
     Arm,
@@ -144,11 +145,11 @@ def test_throughput_is_collected_over_the_runs_that_can_be_read(run: Run, made: 
     assert sum(one[6] == "published" for one in table.rows) == 6
 
 
-def with_contrasts(run: Run, *contrasts: Contrast) -> Run:
-    report = Report("09_cluster_routing", parameters={}, folder=run.folder)
+def with_contrasts(run: Run, *contrasts: Contrast, experiment: str = "09_cluster_routing") -> Run:
+    report = Report(experiment, parameters={}, folder=run.folder)
     for contrast in contrasts:
         report.add_contrast(contrast)
-    return saved(run, "09_cluster_routing", report)
+    return saved(run, experiment, report)
 
 
 def contrast(
@@ -179,6 +180,29 @@ def test_of_several_values_the_best_is_taken(run: Run) -> None:
     times = (contrast(0.8, values["2"]), contrast(0.5, values["4"]), contrast(1.4, values["8"]))
     (found,) = recommend(with_contrasts(run, *times))
     assert found.advice.value == "4"
+    assert found.rivals == ()
+
+
+def test_what_pays_with_other_work_stands_beside_the_best(run: Run) -> None:
+    models, prefix, turns = (
+        Advice(part="gateway", setting="route", value=value) for value in ("model-aware", "prefix", "turns")
+    )
+    run = with_contrasts(run, contrast(0.5, models), contrast(1.3, turns))
+    run = with_contrasts(run, contrast(0.7, prefix), contrast(1.4, models), experiment="10_prefix_reuse")
+    (found,) = recommend(run)
+    assert found.advice.value == "model-aware"
+    assert [(rival.advice.value, rival.experiment) for rival in found.rivals] == [
+        ("prefix", "10_prefix_reuse")
+    ]
+    rows = [(*row[2:4], row[-1]) for row in recommendations_table(run).rows]
+    assert rows == [
+        ("model-aware", "set it", "09_cluster_routing"),
+        ("prefix", "or this", "10_prefix_reuse"),
+    ]
+    assert "With other work <code>prefix</code> pays" in render(run)
+    (line,) = (line for line in profile_of_run(run).gateway if line.name == "route")
+    assert line.value == "model-aware"
+    assert any(why.startswith("with other work prefix pays: faster") for why in line.why)
 
 
 def test_where_more_is_better_the_largest_gain_is_taken(run: Run) -> None:

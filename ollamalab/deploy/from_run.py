@@ -90,7 +90,13 @@ def _line(found: Recommendation) -> Line:
     value: object = advice.value
     if advice.part == "gateway" and advice.value.lower() not in ("on", "off", "yes", "no"):
         value = _yaml_value(advice.value)
-    return Line(name=advice.setting, value=value, why=(f"{found.word}: {found.evidence}", _from(found)))
+    others = (
+        f"with other work {rival.advice.value} pays: {rival.word}: {rival.evidence}, {_from(rival)}"
+        for rival in found.rivals
+    )
+    return Line(
+        name=advice.setting, value=value, why=(f"{found.word}: {found.evidence}", _from(found), *others)
+    )
 
 
 def _yaml_value(text: str) -> object:

@@ -6,7 +6,8 @@ is better by more than noise. Whatever else was tried is listed with the reason 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from ollamalab.compare import Comparison
 from ollamalab.report.claims import Judged, judge_run
@@ -27,6 +28,8 @@ class Recommendation:
         word: The verdict of the comparison: "faster", "no difference shown (-2.1…+8.0 %)".
         evidence: The comparison in one line, with estimate, interval, n and target.
         experiment: Notebook that measured it.
+        rivals: Other values of the setting that pay too, each measured by another experiment, so with
+            another kind of work.
     """
 
     advice: Advice
@@ -34,15 +37,17 @@ class Recommendation:
     word: str
     evidence: str
     experiment: str
+    rivals: tuple[Recommendation, ...] = ()
 
 
 def recommend(run: Run) -> list[Recommendation]:
     """Return every setting that the run measured, by part; of several values of one setting, the best.
 
+    What pays with other work stands with it: no comparison tells which of the two is better.
     Values that were measured in contrasts without a verdict are left out: they were not declared to
     settle anything.
     """
-    best: dict[tuple[str, str], tuple[float, Recommendation]] = {}
+    measured: dict[tuple[str, str], list[tuple[bool, float, Recommendation]]] = {}
     for judged in judge_run(run):
         advice, comparison = judged.contrast.advice, judged.contrast.comparison
         if advice is None or comparison is None or comparison.verdict is None:
@@ -54,11 +59,10 @@ def recommend(run: Run) -> list[Recommendation]:
             evidence=_evidence(judged),
             experiment=judged.experiment,
         )
-        key, gain = (advice.part, advice.setting), _gain(comparison)
-        if key not in best or (found.pays, gain) > (best[key][1].pays, best[key][0]):
-            best[key] = (gain, found)
+        values = measured.setdefault((advice.part, advice.setting), [])
+        values.append((found.pays, _gain(comparison), found))
     return sorted(
-        (found for _, found in best.values()),
+        map(_chosen, measured.values()),
         key=lambda found: (not found.pays, _ORDER.index(found.advice.part), found.advice.setting),
     )
 
@@ -70,12 +74,13 @@ def recommendations_table(run: Run) -> Table:
             found.advice.part,
             found.advice.setting,
             found.advice.value,
-            "set it" if found.pays else "leave it",
+            "set it" if found is chosen and found.pays else "or this" if found.pays else "leave it",
             found.word,
             found.evidence,
             found.experiment,
         )
-        for found in recommend(run)
+        for chosen in recommend(run)
+        for found in (chosen, *chosen.rivals)
     ]
     names = ("Part", "Setting", "Value", "Advice", "Verdict", "Evidence", "Experiment")
     return Table.of(
@@ -84,9 +89,22 @@ def recommendations_table(run: Run) -> Table:
         [Column(name=name) for name in names],
         rows,
         caption="'Set it' needs a difference beyond noise, corrected for all tests of the run; whether it is "
-        "worth its cost in memory or in freshness is yours to judge."
+        "worth its cost in memory or in freshness is yours to judge. 'Or this' pays too, with work of its"
+        " own experiment."
         + ("" if rows else " Nothing to show: no contrast of this run is about a setting."),
     )
+
+
+def _chosen(values: Sequence[tuple[bool, float, Recommendation]]) -> Recommendation:
+    """Return the best value of a setting, with what pays in other experiments; the first of equals."""
+    ranked = sorted(values, key=lambda value: value[:2], reverse=True)
+    best = ranked[0][2]
+    rivals: dict[str, Recommendation] = {}
+    for pays, _, found in ranked[1:]:
+        is_other = found.advice.value != best.advice.value and found.experiment != best.experiment
+        if pays and is_other:
+            rivals.setdefault(found.advice.value, found)
+    return replace(best, rivals=tuple(rivals.values()))
 
 
 def _evidence(judged: Judged) -> str:
