@@ -37,6 +37,7 @@ class Node:
         loaded: Names, as it lists them.
         asked: Path of each inference request, in order.
         looks: Path of each other request, in order.
+        keys: Bearer tokens of all requests; "" for those without.
         hung_up: How many requests were left before their end.
     """
 
@@ -48,6 +49,7 @@ class Node:
         self.loaded: list[str] = []
         self.asked: list[str] = []
         self.looks: list[str] = []
+        self.keys: list[str] = []
         self.hung_up = 0
         self.gate = asyncio.Event()  # holds streams in their middle while clear
         self.gate.set()
@@ -106,6 +108,7 @@ class Node:
                 ]
                 body = await reader.readexactly(sum(lengths))
                 method, path, _ = head.split(" ", 2)
+                self.keys.append(head.partition("\r\nauthorization: Bearer ")[2].partition("\r\n")[0])
                 await self._answer(method, path.partition("?")[0], body, reader, writer)
 
     async def _answer(

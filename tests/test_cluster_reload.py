@@ -68,9 +68,9 @@ def settings_of(*upstreams: tuple[str, Node]) -> str:
 
 
 @asynccontextmanager
-async def gateway(folder: Path, *upstreams: tuple[str, Node]) -> AsyncIterator[Gateway]:
+async def gateway(folder: Path, *upstreams: tuple[str, Node], also: str = "") -> AsyncIterator[Gateway]:
     file, log = folder / "gateway.yaml", folder / "log"
-    file.write_text(settings_of(*upstreams))
+    file.write_text(settings_of(*upstreams) + also)
     command = [sys.executable, "-m", "ollamalab", "serve", "--port", "0", "--config", str(file)]
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=output)
@@ -191,3 +191,43 @@ async def test_another_address_under_the_same_name_is_another_server(tmp_path: P
         await serving.take(("gpu", b))
         await serving.chat()
         assert (len(a.asked), len(b.asked)) == (1, 1)
+
+
+async def test_another_key_in_the_same_file_is_sent_from_then_on(tmp_path: Path) -> None:
+    a, key = Node(), tmp_path / "key"
+    async with running(a), gateway(tmp_path, ("a", a)) as serving:
+        key.write_text("first-secret\n")
+        upstream = {"name": "a", "url": a.url, "api_key_file": str(key)}
+        await serving.reload(f"upstream: {json.dumps(upstream)}\nprobe_interval: 60\n")
+        await serving.chat()
+        assert a.keys[-1] == "first-secret"
+        key.write_text("second-secret\n")
+        await serving.reload()
+        await serving.chat()
+        assert a.keys[-1] == "second-secret"
+        key.write_text("two words\n")
+        await serving.reload()
+        assert "must hold one key" in serving.log().splitlines()[-1]
+        await serving.chat()
+        assert a.keys[-1] == "second-secret"
+
+
+async def test_clients_come_and_go_with_their_keys(tmp_path: Path) -> None:
+    a, keys = Node(), tmp_path / "keys"
+    keys.write_text("alice secret-of-alice\n")
+    async with running(a), gateway(tmp_path, ("a", a), also=f"api_key_file: {keys}\n") as serving:
+
+        async def status(key: str) -> int:
+            headers = {"Authorization": f"Bearer {key}"}
+            async with serving.http.post("/api/chat", json=CHAT, headers=headers) as reply:
+                await reply.read()
+                return reply.status
+
+        assert [await status("secret-of-alice"), await status("secret-of-bob")] == [200, 401]
+        keys.write_text("bob secret-of-bob\n")
+        await serving.reload()
+        assert [await status("secret-of-alice"), await status("secret-of-bob")] == [401, 200]
+        keys.unlink()
+        await serving.reload()
+        assert "event=reload_failed error=cannot read the key file" in serving.log().splitlines()[-1]
+        assert [await status("secret-of-alice"), await status("secret-of-bob")] == [401, 200]

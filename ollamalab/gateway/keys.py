@@ -63,6 +63,10 @@ class KeyRing:
             logger.warning("event=key_file_readable_by_others file=%s hint='chmod 600'", file)
         return cls(holders)
 
+    def take(self, other: KeyRing) -> None:
+        """Know what another one knows, and nothing else."""
+        self._secret, self._names = other._secret, other._names
+
     def holder(self, authorization: str) -> str | None:
         """Return the name of the key in an ``Authorization`` header; None if it is not known."""
         if authorization[: len(_SCHEME)].lower() != _SCHEME:

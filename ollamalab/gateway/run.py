@@ -38,11 +38,13 @@ class Running:
         url: Where.
         pipeline: Its parts.
         server: Its HTTP side.
+        keys: Who may ask; None lets everybody.
     """
 
     url: str
     pipeline: Pipeline
     server: HttpServer
+    keys: KeyRing | None
 
 
 @asynccontextmanager
@@ -90,13 +92,13 @@ async def opened(settings: GatewaySettings) -> AsyncIterator[Running]:
             pages[METRICS_PATH] = Exposition(snapshot).page
             await server.start(listener)
             try:
-                yield Running(url_of(listener), pipeline, server)
+                yield Running(url_of(listener), pipeline, server, keys)
             finally:
                 await server.stop(settings.stop_timeout_s)
 
 
 async def serve(read: Callable[[], GatewaySettings], *, announce: Callable[[str], None]) -> bool:
-    """Serve until SIGINT or SIGTERM; at SIGHUP take what the settings then say, as far as that can be.
+    """Serve until SIGINT or SIGTERM; at SIGHUP take what settings and keys then say, as far as that can be.
 
     Args:
         read: Returns the whole gateway; called again at SIGHUP.
@@ -114,7 +116,7 @@ async def serve(read: Callable[[], GatewaySettings], *, announce: Callable[[str]
     async with opened(settings) as running, asyncio.TaskGroup() as group:
         announce(running.url)
         _spare_the_collector()
-        reloading = group.create_task(_reload_at(again, running.pipeline, read, settings))
+        reloading = group.create_task(_reload_at(again, running, read, settings))
         is_interrupt = await stop.wait()
         reloading.cancel()
         logger.info("event=stopping deadline_s=%g", settings.stop_timeout_s)
@@ -133,18 +135,25 @@ def _spare_the_collector() -> None:
 
 
 async def _reload_at(
-    again: asyncio.Event, pipeline: Pipeline, read: Callable[[], GatewaySettings], settings: GatewaySettings
+    again: asyncio.Event, running: Running, read: Callable[[], GatewaySettings], settings: GatewaySettings
 ) -> None:
-    """Take other settings whenever asked; what cannot be used leaves everything as it is."""
+    """Take other settings whenever asked, and the keys that their files then hold.
+
+    What cannot be used leaves everything as it is.
+    """
+    keys, key_file = running.keys, settings.api_key_file
     while True:
         await again.wait()
         again.clear()
         try:
             wanted = await asyncio.to_thread(read)
-            await pipeline.take(wanted)
+            keys_now = None if key_file is None else await asyncio.to_thread(KeyRing.read, key_file)
+            await running.pipeline.take(wanted)
         except SettingsError as error:
             logger.error("event=reload_failed error=%s", error)
             continue
+        if keys is not None and keys_now is not None:
+            keys.take(keys_now)
         taken = replace(settings, upstreams=wanted.upstreams, warmup=wanted.warmup)
         logger.info("event=reloaded changed=%s", ",".join(changed_keys(settings, taken)) or "nothing")
         waiting = changed_keys(taken, wanted)

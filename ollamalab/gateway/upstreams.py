@@ -22,6 +22,7 @@ _MAX_CONNECTIONS = 4096
 @dataclass(frozen=True, slots=True)
 class _Link:
     settings: UpstreamSettings
+    key: str | None
     member: Member
     close: Callable[[], Awaitable[None]]
 
@@ -43,7 +44,8 @@ class Upstreams:
     async def members(self, wanted: Iterable[UpstreamSettings]) -> list[Member]:
         """Return the members of these settings, in their order.
 
-        What is the same but for its weight stays. Nothing is open or changed if any of it cannot be used.
+        What is the same but for its weight stays; another key in its file makes another. Nothing is open
+        or changed if any of it cannot be used.
 
         Raises:
             SettingsError: A file or variable that settings name cannot be used.
@@ -51,9 +53,10 @@ class Upstreams:
         links: list[tuple[UpstreamSettings, _Link]] = []
         async with AsyncExitStack() as undo:
             for settings in wanted:
-                link = self._kept(settings)
+                key = _key_of(settings)
+                link = self._kept(settings, key)
                 if link is None:
-                    link = await self._opened(settings)
+                    link = await self._opened(settings, key)
                     undo.push_async_callback(link.close)
                 links.append((settings, link))
             undo.pop_all()
@@ -69,14 +72,15 @@ class Upstreams:
             found[connection.url] += connection.open_connections
         return found
 
-    def _kept(self, settings: UpstreamSettings) -> _Link | None:
+    def _kept(self, settings: UpstreamSettings, key: str | None) -> _Link | None:
         link = self._links.get(settings.name)
-        is_same = link is not None and replace(link.settings, weight=settings.weight) == settings
-        return link if is_same else None
+        if link is None or (replace(link.settings, weight=settings.weight), link.key) != (settings, key):
+            return None
+        return link
 
-    async def _opened(self, settings: UpstreamSettings) -> _Link:
+    async def _opened(self, settings: UpstreamSettings, key: str | None) -> _Link:
         """Return a new member; no connection is made before there is something to send."""
-        connection = _connection_to(settings)
+        connection = _connection_to(settings, key)
         await connection.__aenter__()
         self._open.add(connection)
         progress = Progress(
@@ -91,10 +95,10 @@ class Upstreams:
             self._open.discard(connection)
 
         member = Member(settings.name, progress, url=connection.url, close=close)
-        return _Link(settings, member, close)
+        return _Link(settings, key, member, close)
 
 
-def _connection_to(upstream: UpstreamSettings) -> OllamaConnection:
+def _connection_to(upstream: UpstreamSettings, key: str | None) -> OllamaConnection:
     """Return the connection pool of an upstream; how long to wait is not its decision."""
     settings = ConnectionSettings(
         max_connections=_MAX_CONNECTIONS,
@@ -103,7 +107,6 @@ def _connection_to(upstream: UpstreamSettings) -> OllamaConnection:
         ca_file=upstream.ca_file,
         verify=upstream.verify,
     )
-    key = _key_of(upstream)
     return OllamaConnection(upstream.url, settings, headers={"authorization": f"Bearer {key}"} if key else {})
 
 
