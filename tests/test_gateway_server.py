@@ -410,6 +410,51 @@ class TestPipelining:
 
         run(body)
 
+    def test_many_in_one_read_leave_others_their_turn(self, run: Callable[[Body], None]) -> None:
+        """The answers to one client's 9,000 requests held up everybody else for seconds."""
+
+        async def body() -> None:
+            events: list[str] = []
+
+            async def handler(_: Incoming, outgoing: Outgoing) -> None:
+                events.append("answer")
+                asyncio.get_running_loop().call_soon(events.append, "turn of others")
+                reply(outgoing, b"hello")
+
+            async with serving(handler) as running:
+                client = await running.client()
+                client.send(GET * 50)
+                for _ in range(50):
+                    assert (await client.answer()).body == b"hello"
+            assert events == ["answer", "turn of others"] * 50
+
+        run(body)
+
+    def test_answers_that_nobody_takes_do_not_pile_up(self, run: Callable[[Body], None]) -> None:
+        """A client that asked and did not read could fill our memory with whole answers."""
+
+        async def body() -> None:
+            answered = 0
+
+            async def handler(_: Incoming, outgoing: Outgoing) -> None:
+                nonlocal answered
+                reply(outgoing, b"x" * 65536)
+                answered += 1
+
+            async with serving(handler) as running:
+                client = await running.client(receive_bytes=4096)
+                client.send(GET * 500)
+                await until(lambda: any(each.is_blocked for each in running.server.connections))
+                (connection,) = running.server.connections
+                for _ in range(20):
+                    client.send(GET)
+                    await asyncio.sleep(0)
+                assert connection.transport.get_write_buffer_size() < 300_000
+                while answered < 520:
+                    assert await client.reader.read(65536)
+
+        run(body)
+
     def test_a_bad_request_waits_for_its_turn_to_be_refused(self, run: Callable[[Body], None]) -> None:
         async def body() -> None:
             gate = Gate()
@@ -471,6 +516,29 @@ class TestExpectations:
                 gate.opened.set()
                 assert (await client.answer()).status == 200
                 assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
+                client.send(b"hello")
+                assert json.loads((await client.answer()).body)[3] == "hello"
+
+        run(body)
+
+    def test_who_is_told_late_to_go_on_is_not_late(self, run: Callable[[Body], None]) -> None:
+        """The time to send the body counts from the word, not from the head that waited for its turn."""
+
+        async def body() -> None:
+            gate = Gate()
+            async with serving(gate, body_timeout_s=30.0) as running:
+                client = await running.client()
+                client.send(GET)
+                await until(lambda: gate.arrived == ["/"])
+                client.send(post("/x", b"hello", "Expect: 100-continue")[:-5])
+                (connection,) = running.server.connections
+                await until(lambda: connection._reader.wants_continue)
+                head_s = time.perf_counter()
+                await until(lambda: time.perf_counter() > head_s)
+                gate.opened.set()
+                assert (await client.answer()).status == 200
+                assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
+                connection.check(head_s + 30.0)
                 client.send(b"hello")
                 assert json.loads((await client.answer()).body)[3] == "hello"
 

@@ -7,7 +7,8 @@ pipelined behind the running one hides the end of input until its own turn: the 
 answered, and the last is cancelled where it first waits.
 
 Requests of one connection are answered in order, one at a time; while one waits behind the one that is
-being answered, nothing more is read from that client.
+being answered, nothing more is read from that client. Each gives the other connections a turn before the
+next, and waits until the client has taken what it was sent.
 """
 
 from __future__ import annotations
@@ -245,11 +246,11 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
 
     def _check_reading(self, now_s: float) -> None:
-        reader = self._reader
+        reader, quiet_s = self._reader, self._quiet_since_s  # while it was busy, nobody told it to go on
         if reader.has_head:
-            is_late = now_s - self._read_s > self._limits.body_timeout_s
+            is_late = now_s - max(self._read_s, quiet_s) > self._limits.body_timeout_s
         else:
-            is_late = now_s - max(reader.began_s, self._quiet_since_s) > self._limits.head_timeout_s
+            is_late = now_s - max(reader.began_s, quiet_s) > self._limits.head_timeout_s
         if is_late:
             reader.refuse_as_too_slow()
             self._answer()
@@ -302,6 +303,10 @@ class ClientConnection(asyncio.Protocol):
                     except Exception:
                         logger.exception("event=handler_failed method=%s", incoming.method)
                         _give_up(outgoing)
+                    if self.is_blocked and not outgoing.closes:
+                        await self.unblocked()  # what is answered without waiting would pile up here
+                    elif waiting:
+                        await asyncio.sleep(0)  # one read brings thousands, and others want their turn
                     if not waiting or self._is_at_end(outgoing):
                         break
                     incoming = waiting.popleft()
