@@ -398,7 +398,7 @@ def test_texts_stand_left_and_numbers_right() -> None:
     """A column of texts is aligned left, also in its heading; units follow the heading."""
     columns = [Column(name="Arm"), Column(name="Load", unit="s", format=".1f")]
     table = Table.of("t", "Title", columns, [("cold", 1.0), ("warm", None)], caption="n = 2")
-    assert table.html().count('style="text-align:left"') == 3
+    assert table.html().count('style="text-align:left') == 3
     assert repr(table).splitlines() == [
         "Title",
         "Arm   Load [s]",
@@ -408,6 +408,18 @@ def test_texts_stand_left_and_numbers_right() -> None:
         "n = 2",
     ]
     assert "n = 2" in table._repr_html_()
+
+
+def test_a_table_scrolls_in_its_own_box_on_a_phone() -> None:
+    """Title and caption stay outside the box; short cells keep to one line, a long text wraps."""
+    columns = [Column(name="Arm"), Column(name="Ratio", format=".2f"), Column(name="Why")]
+    table = Table.of("t", "T", columns, [("guide", (0.97, 0.92, 1.01), "why " * 12)], caption="n = 8")
+    page = table._repr_html_()
+    assert re.findall("overflow-x:auto.*?</div>", page)[0].count("<table>") == 1
+    assert page.index("</b>") < page.index("overflow-x")
+    assert page.index("</div>") < page.index("n = 8")
+    assert page.count("white-space:nowrap") == 2
+    assert page.count("white-space:normal;min-width:20em") == 1
 
 
 def test_a_row_that_does_not_fit_is_refused() -> None:

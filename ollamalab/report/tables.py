@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+#: So many characters of a text stay on one line.
+_ONE_LINE = 36
+
 Cell = str | bool | int | float | tuple[float, float | None, float | None] | None
 
 
@@ -83,18 +86,30 @@ class Table:
         caption = (
             f'<p style="max-width:48em;color:#6b7280">{escape(self.caption)}</p>' if self.caption else ""
         )
-        return f"<p><b>{escape(self.title)}</b></p>{self.html()}{caption}"
+        # A box of its own: on a phone the table scrolls, and title and caption stay where they are.
+        box = f'<div style="overflow-x:auto">{self.html()}</div>'
+        return f"<p><b>{escape(self.title)}</b></p>{box}{caption}"
 
     def html(self) -> str:
-        """Return the bare ``<table>``; texts are aligned left, numbers right, everything escaped."""
-        texts = self._text_columns()
+        """Return the bare ``<table>``; texts are aligned left, numbers right, everything escaped.
 
-        def cells(tag: str, contents: Iterable[str]) -> str:
+        Cells stay on one line and long texts get a width to wrap in: a narrow screen would otherwise
+        break "0.97 (0.92–1.01)" and squeeze sentences to a word a line.
+        """
+        texts = self._text_columns()
+        widths = [
+            "white-space:normal;min-width:20em" if is_long else "white-space:nowrap"
+            for is_long in self._long_columns()
+        ]
+
+        def cells(tag: str, contents: Iterable[str], widths: Iterable[str]) -> str:
+            styles = (
+                ";".join(filter(None, ("text-align:left" if is_text else "", width)))
+                for is_text, width in zip(texts, widths, strict=True)
+            )
             parts = (
-                f'<{tag} style="text-align:left">{content}</{tag}>'
-                if is_text
-                else f"<{tag}>{content}</{tag}>"
-                for content, is_text in zip(contents, texts, strict=True)
+                f'<{tag} style="{style}">{content}</{tag}>' if style else f"<{tag}>{content}</{tag}>"
+                for content, style in zip(contents, styles, strict=True)
             )
             return f"<tr>{''.join(parts)}</tr>"
 
@@ -103,9 +118,11 @@ class Table:
             for column in self.columns
         )
         body = (
-            cells("td", (_cell_html(cell, column) for cell, column in self._cells(row))) for row in self.rows
+            cells("td", (_cell_html(cell, column) for cell, column in self._cells(row)), widths)
+            for row in self.rows
         )
-        return f"<table><thead>{cells('th', heads)}</thead><tbody>{''.join(body)}</tbody></table>"
+        head = cells("th", heads, [""] * len(self.columns))
+        return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
 
     def _cells(self, row: tuple[Cell, ...]) -> Iterable[tuple[Cell, Column]]:
         return zip(row, self.columns, strict=True)
@@ -115,6 +132,13 @@ class Table:
         return [
             column.format is None and any(isinstance(row[index], str | bool) for row in self.rows)
             for index, column in enumerate(self.columns)
+        ]
+
+    def _long_columns(self) -> list[bool]:
+        """Return whether a column holds a text too long for one line of a phone."""
+        return [
+            any(isinstance(row[index], str) and len(str(row[index])) > _ONE_LINE for row in self.rows)
+            for index in range(len(self.columns))
         ]
 
 
