@@ -1,5 +1,7 @@
 """Bodies packed with zstd: every frame counts, no byte more than allowed is unpacked."""
 
+import random
+
 import pytest
 
 from ollamalab.errors import SettingsError
@@ -23,3 +25,20 @@ def test_a_window_larger_than_ollama_takes_is_refused() -> None:
     far = zstd.ZstdCompressor(options=options)
     with pytest.raises(SettingsError, match="failed to decompress"):
         unpacked(far.compress(bytes(2**25)) + far.flush())
+
+
+def test_a_large_body_is_read_in_pieces_whatever_their_borders() -> None:
+    noise = random.Random(1).randbytes(200_000)
+    frames = zstd.compress(noise) + zstd.compress(b"") + zstd.compress(noise[::-1])
+    assert unpacked(frames) == noise + noise[::-1]
+    for cut in (len(frames) - 1, 70_000, 3):
+        with pytest.raises(SettingsError, match="unexpected EOF"):
+            unpacked(frames[:cut])
+
+
+def test_a_body_of_empty_frames_is_given_up_soon() -> None:
+    """Each was unpacked by itself and all behind it copied: 64 MiB of them held the gateway up for hours."""
+    empty = zstd.compress(b"")
+    assert unpacked(empty * 1000) == b""
+    with pytest.raises(SettingsError, match="more than 1024 frames"):
+        unpacked(empty * 7_000_000)
