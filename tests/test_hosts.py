@@ -569,6 +569,18 @@ async def test_the_slots_of_ollamas_engines_are_read_from_the_engines() -> None:
     assert readings == {f"slots:{engine}": {"slots": 3, "busy": 2, "decoding": 1}}
 
 
+@pytest.mark.usefixtures("standin")
+async def test_an_ollama_without_llama_server_has_no_slots_rather_than_none_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No engine was found behind Ollama 0.24, so that a report said "0 slots busy" of it."""
+    monkeypatch.setenv("STANDIN_VERSION", "0.24.0")
+    async with open_target("ollama") as target:
+        for ask in (target.engines, SlotSampler(target.slots).read):
+            with pytest.raises(SamplerUnavailable, match=r"Ollama 0\.24\.0 has engines that cannot be asked"):
+                await asyncio.to_thread(ask)
+
+
 async def test_the_slots_of_an_embedded_server_go_by_their_model() -> None:
     url = "http://127.0.0.1:9"
     engines = [{"model": "smollm2:135m", "pid": 1, "url": url, "slots": ollama_standin.SLOTS}]

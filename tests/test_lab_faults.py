@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,9 +18,10 @@ from ollamalab.compare import Metric, Visit
 from ollamalab.connection import OllamaConnection
 from ollamalab.errors import SettingsError, TargetError, UpstreamError
 from ollamalab.hosts import open_target
+from ollamalab.hosts.local import OllamaTarget
 from ollamalab.lab import Asker, Episode, Overloads, PromptShape, Scenarios, Subject, Tap, Trouble, Ways
 from ollamalab.lab.accounts import UNEXPLAINED, cause
-from ollamalab.lab.faults import HANGS, KILLED, NOT_LOADED, busy_slots, engine_pid
+from ollamalab.lab.faults import HANGS, KILLED, NOT_LOADED, busy_slots, engine_pid, why_not
 from ollamalab.lab.overload import offer
 from ollamalab.lab.tap import prompt_of
 from ollamalab.loadgen import LoadGenerator
@@ -332,6 +334,16 @@ async def test_an_unloaded_server_has_no_engine_to_kill(real: Subject) -> None:
         engine_pid(real.target)
     assert busy_slots(real.target) == 0
     await lab.preload([real])
+
+
+def test_an_ollama_whose_engines_cannot_be_known_is_spared_what_befalls_them(tmp_path: Path) -> None:
+    """The experiment broke off here with Ollama before v0.30."""
+    old = OllamaTarget(ServerSettings(), models=[], inherited={}, chosen={}, port=0, log_folder=tmp_path)
+    old.version = "0.24.0"
+    reasons = {scenario: why_not(scenario, old) for scenario in (NOT_LOADED, KILLED, HANGS)}
+    assert not reasons.pop(NOT_LOADED)
+    assert all("cannot be asked" in reason for reason in reasons.values())
+    assert busy_slots(old) is None
 
 
 # What the accounts say

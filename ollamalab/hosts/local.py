@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ollamalab.errors import TargetError, UpstreamError
+from ollamalab.errors import SamplerUnavailable, TargetError, UpstreamError
 from ollamalab.hosts.engines import EngineProcess, embedded_engines, llama_servers
 from ollamalab.hosts.process import Launch, ServerProcess
 from ollamalab.hosts.slots import Slots, embedded_slots, llama_server_slots
@@ -244,7 +244,7 @@ class OllamaTarget(LocalTarget):
         port stands in their command line.
 
         Raises:
-            SamplerUnavailable: The processes may not be looked at.
+            SamplerUnavailable: It is older, or the processes may not be looked at.
         """
         answers = {}
         for engine in self.engines():
@@ -255,7 +255,15 @@ class OllamaTarget(LocalTarget):
         return answers
 
     def engines(self) -> list[EngineProcess]:
-        """Return its ``llama-server`` processes; it does not tell which model each has."""
+        """Return its ``llama-server`` processes; it does not tell which model each has.
+
+        Raises:
+            SamplerUnavailable: It is older than v0.30, or the processes may not be looked at.
+        """
+        if not has_llama_server(self.version):
+            raise SamplerUnavailable(
+                f"Ollama {self.version} has engines that cannot be asked; 0.30 or newer runs llama-server"
+            )
         return llama_servers(self.pids())
 
 

@@ -44,8 +44,9 @@ _STOP_AT_ONCE = [chr(code) for code in range(32, 127)] + ["\n"]
 #: Tokens of an answer in the middle of which something happens.
 _LONG_TOKENS = 16
 
-#: Scenarios that take a server of ours: its engine is ended, or its queue is short.
+#: Scenarios that take a server of ours: its queue is short, or something befalls its engine.
 _OURS_ALONE = (NOT_LOADED, KILLED, HANGS)
+_OF_THE_ENGINE = (KILLED, HANGS)
 
 _SETTLE_S = 30.0
 _POLL_S = 0.02
@@ -102,7 +103,7 @@ class Scenarios:
         }
         ways = list(ways)
         for scenario, played in every.items():
-            if reason := why_not(scenario, self._subject.target):
+            if reason := await asyncio.to_thread(why_not, scenario, self._subject.target):
                 self.not_run[scenario] = reason
                 continue
             for way in ways:
@@ -288,8 +289,15 @@ class Scenarios:
 
 
 def why_not(scenario: str, target: Target) -> str:
-    """Return why a target cannot be brought into a scenario; "" if it can."""
-    return (target.unchangeable or "") if scenario in _OURS_ALONE else ""
+    """Return why a target cannot be brought into a scenario; "" if it can. Blocks for a moment."""
+    if scenario in _OURS_ALONE and target.unchangeable:
+        return target.unchangeable
+    if scenario in _OF_THE_ENGINE:
+        try:
+            target.engines()
+        except SamplerUnavailable as error:
+            return str(error)
+    return ""
 
 
 def engine_pid(target: Target) -> int:
@@ -297,6 +305,7 @@ def engine_pid(target: Target) -> int:
 
     Raises:
         TargetError: It has none, or several.
+        SamplerUnavailable: It does not let them be known.
     """
     pids = [engine.pid for engine in target.engines()]
     if len(pids) != 1:
