@@ -20,6 +20,7 @@ from ollamalab.errors import (
     WaitTimeout,
 )
 from ollamalab.gateway.failures import error_line, failure_of
+from ollamalab.protocol.lines import StreamTail
 
 
 @pytest.mark.parametrize(
@@ -75,11 +76,11 @@ def test_a_stream_that_broke_inside_a_line_ends_that_line_first():
     assert json.loads(stream.splitlines()[-1]) == {"error": "gone"}
 
 
-@pytest.mark.parametrize("is_mid_line", [False, True])
-def test_a_broken_sse_stream_ends_with_an_event_of_its_own(is_mid_line: bool):
-    stream = b'data: {"choi' * is_mid_line + error_line(
-        BadReply("gone"), is_openai=True, is_mid_line=is_mid_line
-    )
+@pytest.mark.parametrize("begun", [b"", b'data: {"choi', b'data: {"choices":[]}\n'])
+def test_a_broken_sse_stream_ends_with_an_event_of_its_own(begun: bytes):
+    tail = StreamTail(is_openai=True)
+    tail.feed(begun)
+    stream = begun + error_line(BadReply("gone"), is_openai=True, is_mid_line=tail.is_mid_line)
     event = stream.split(b"\n\n")[-2].strip()
     assert json.loads(event.removeprefix(b"data: "))["error"]["message"] == "gone"
     assert stream.endswith(b"\n\n")

@@ -90,7 +90,11 @@ RESPONSE = (
     ("stream", "is_openai"), [(NDJSON, False), (SSE, True), (MESSAGES, True), (RESPONSE, True)]
 )
 def test_a_stream_is_whole_at_its_end_only(stream: bytes, is_openai: bool):
-    """Cut anywhere and fed in any two pieces: whole means the last line is the final one."""
+    """Cut anywhere and fed in any two pieces: whole means the last line is the final one.
+
+    What is put behind an event without its empty line would be a part of it.
+    """
+    line_end = b"\n\n" if is_openai else b"\n"
     for end in range(len(stream) + 1):
         for border in range(end + 1):
             tail = StreamTail(is_openai=is_openai)
@@ -98,7 +102,7 @@ def test_a_stream_is_whole_at_its_end_only(stream: bytes, is_openai: bool):
             tail.feed(stream[border:end])
             is_complete = end >= len(stream.rstrip(b"\n"))
             assert tail.is_whole is is_complete, (end, border)
-            assert tail.is_mid_line is (end > 0 and stream[end - 1 : end] != b"\n"), (end, border)
+            assert tail.is_mid_line is (end > 0 and not stream[:end].endswith(line_end)), (end, border)
 
 
 @given(st.lists(st.integers(0, len(NDJSON)), max_size=8))

@@ -78,7 +78,7 @@ def error_line(
     Args:
         error: What happened.
         is_openai: Whether the stream is SSE.
-        is_mid_line: Whether the stream broke inside a line, which then is ended first.
+        is_mid_line: Whether the stream broke inside a line or an event, which then is ended first.
         names_events: Whether the stream's events have names: clients of such APIs skip those without.
     """
     if not is_openai:

@@ -72,6 +72,8 @@ def timings_of(final: Mapping[str, Any]) -> ServerTimings:
 _LAST_TYPES = ("message_stop", "response.completed", "response.incomplete")
 _ERROR_TYPES = ("error", "response.failed")
 
+_EVENT_ENDS = (b"\n\n", b"\n\r\n")
+
 
 class StreamTail:
     """Keeps the last line of a stream that passes by, to tell at its end whether it is whole.
@@ -103,8 +105,8 @@ class StreamTail:
 
     @property
     def is_mid_line(self) -> bool:
-        """Whether the last byte was not the end of a line."""
-        return bool(self._line) and not self._line.endswith(b"\n")
+        """Whether the last byte was not the end of a line; under SSE, that of an event: the empty line."""
+        return bool(self._line) and not self._line.endswith(_EVENT_ENDS if self._is_openai else b"\n")
 
     @property
     def is_whole(self) -> bool:
