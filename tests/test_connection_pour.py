@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from raw_server import Peer, raw
@@ -230,3 +234,45 @@ async def test_what_a_rest_has_gathered_is_given_though_nothing_more_comes() -> 
     ):
         await pour(reply, take)
     assert came == PARTS[:2]
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Let this process open none, as under a load that has used them all up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_rest_needs_no_file_of_its_own() -> None:
+    """A stream that was to rest broke off where no more files could be opened."""
+    request, came = asked(), list[bytes]()
+    rests = asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.write(HEAD + chunked(PARTS[0]))
+        await rests.wait()
+        for part in PARTS[1:]:
+            await peer.write(chunked(part))
+        await peer.write(END)
+        await peer.hung_up()
+
+    def take(chunk: bytes) -> None:
+        came.append(chunk)
+        call_of(request).rest_until_s = time.perf_counter() + 0.01
+        rests.set()
+
+    async with (
+        raw(serve) as server,
+        OllamaConnection(server.url) as connection,
+        await connection.send(request) as reply,
+    ):
+        with no_more_files():
+            await pour(reply, take)
+    assert b"".join(came) == b"".join(PARTS)

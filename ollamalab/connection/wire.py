@@ -141,7 +141,10 @@ class Wire(asyncio.Protocol):
             return
         if self._socket is None:  # a handle of our own: uvloop's makes itself anew for every call
             file = self._transport.get_extra_info("socket").fileno()
-            self._socket = socket.socket(fileno=os.dup(file))
+            try:
+                self._socket = socket.socket(fileno=os.dup(file))
+            except OSError:  # this process may open no more files: each read is then one of its own
+                return
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least_bytes)
 
     def hang_up(self) -> None:
