@@ -180,12 +180,16 @@ def test_an_arm_that_was_not_run_is_a_row_with_the_reason() -> None:
 
 
 def test_a_contrast_with_an_arm_that_was_not_run_has_the_reason_and_no_number() -> None:
+    """The baseline is named: its reason in the row of an arm that was run would pass for that arm's."""
     found = replace(trials({"as it is": [1.0] * 8}), not_run={"4 slots": "not ours"})
-    for arm, baseline in (("4 slots", "as it is"), ("as it is", "4 slots")):
+    for arm, baseline, said in (
+        ("4 slots", "as it is", "not run: not ours"),
+        ("as it is", "4 slots", "not run: 4 slots (not ours)"),
+    ):
         contrast = found.contrast(E2E, lab.mean_of(e2e_final_line_s), arm=arm, baseline=baseline)
         assert contrast.estimate is None
         table = lab.comparison_table("c", "Title", [contrast])
-        assert cells(table, "Verdict") == ["not run: not ours"]
+        assert cells(table, "Verdict") == [said]
 
 
 def test_scenarios_that_were_not_run_stand_below_the_others() -> None:

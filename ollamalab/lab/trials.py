@@ -76,7 +76,10 @@ class Trials:
         values = visit_values(self.records, statistic)
         baseline = baseline or self.arms[0]
         found = compare_arms(values, metric, arm=arm, baseline=baseline, is_primary=is_primary)
-        missing = self.not_run.get(arm) or self.not_run.get(baseline)
+        missing = self.not_run.get(arm)
+        if missing is None and baseline in self.not_run:
+            # Named: the row is the other arm's, which was run.
+            missing = f"{baseline} ({self.not_run[baseline]})"
         return replace(found, reason=not_run_text(missing)) if missing else found
 
     def carry_over(self, statistic: Statistic, *, arm: str, baseline: str) -> CarryOver:
