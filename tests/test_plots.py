@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from ollamalab import plots
-from ollamalab.plots.style import BASELINE, INK, colours, ink_on, shades
+from ollamalab.plots.style import BASELINE, INK, colours, columns_that_fit, ink_on, shades
 from ollamalab.plots.timelines import assign_lanes, decoding_at_once
 
 STAGES = pd.DataFrame({"load": [0.5, None], "decode": [0.2, 0.2]}, index=["cold", "warm"])
@@ -98,6 +98,37 @@ def test_a_figure_is_closed_and_says_its_finding(name: str) -> None:
     captions = [text.get_text() for text in figure.texts if text.get_gid() == "caption"]
     assert captions == ["n = 12, 95 % intervals"]
     assert figure.axes[-1].get_xlabel()
+
+
+def test_a_long_finding_and_long_names_stay_on_the_page() -> None:
+    """Nothing runs over the edge, which would shrink the axes or all of the picture on a phone."""
+    title = "2 instances are not shown to beat 1 instance with 2 slots on the same hardware at 16 requests/s"
+    arms = {arm: f"{arm} lines, 8 streams" for arm in ("off", "on")} | {"third": "adaptive, 8 streams"}
+    values = pd.concat([VALUES, VALUES.head(3).assign(arm="third")]).replace({"arm": arms})
+    figure = plots.latency_ecdf(values, quantity="response", title=title)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    legend = axes.get_legend()
+    assert legend is not None
+    assert legend.get_window_extent().x1 <= figure.bbox.x1
+    (words,) = [text for text in figure.findobj(plt.Text) if text.get_text().startswith("2 instances")]
+    assert words.get_window_extent().x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns"),
+    [
+        ([], 1),
+        (["load"], 1),
+        (["load"] * 5, 5),
+        (["load"] * 9, 6),
+        (["adaptive, 8 streams (n = 704)"] * 3, 2),
+        (["a name as long as a line " * 4] * 3, 1),
+    ],
+)
+def test_a_legend_has_as_many_columns_as_fit(labels: list[str], columns: int) -> None:
+    """Six at best; long labels go below each other."""
+    assert columns_that_fit(labels, 6) == columns
 
 
 @pytest.mark.parametrize("name", DRAWINGS)

@@ -6,6 +6,7 @@ readers with any colour vision; whatever is a baseline is grey.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ BAND = "#eceef2"
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 
 WIDTH_IN = 7.2
+
+#: Letters of a legend's size that stand side by side in a figure, and those that a key takes.
+_LEGEND_CHARACTERS, _KEY_CHARACTERS = 92, 5
 
 _RC: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -82,7 +86,7 @@ def canvas(
         )
         axes = [row[0] for row in grid]
         # Over the whole figure, not the axes: beside long labels a long title would run off the page.
-        figure.suptitle("\n".join(textwrap.wrap(title, 80)), x=0.01, ha="left", color=INK)
+        figure.suptitle("\n".join(textwrap.wrap(title, 72)), x=0.01, ha="left", color=INK)
         try:
             yield figure, axes
             if caption:
@@ -124,15 +128,25 @@ def percent(share: float, _place: int | None = None) -> str:
 
 
 def legend_above(axes: Axes, columns: int = 6, handles: Sequence[Any] | None = None) -> None:
-    """Put the legend between title and axes, where it costs no width."""
-    arguments: dict[str, Any] = {} if handles is None else {"handles": handles}
+    """Put the legend between title and axes, where it costs no width; long labels get more rows."""
+    shown = axes.get_legend_handles_labels()[0] if handles is None else handles
     axes.legend(
+        handles=shown,
         loc="lower left",
         bbox_to_anchor=(-0.01, 1.0),
-        ncols=columns,
+        ncols=columns_that_fit([str(handle.get_label()) for handle in shown], columns),
         borderaxespad=0.1,
         columnspacing=1.4,
         handlelength=1.5,
         handletextpad=0.5,
-        **arguments,
     )
+
+
+def columns_that_fit(labels: Sequence[str], most: int) -> int:
+    """Return the number of legend columns, ``most`` at best, whose labels fit the width of a figure."""
+    for count in range(min(most, len(labels)), 1, -1):
+        rows = math.ceil(len(labels) / count)
+        widest = (max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows))
+        if sum(width + _KEY_CHARACTERS for width in widest) <= _LEGEND_CHARACTERS:
+            return count
+    return 1
