@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,10 +30,15 @@ def run(*flags: str, environment: dict[str, str] | None = None) -> subprocess.Co
 
 
 @asynccontextmanager
-async def gateway(*flags: str) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+async def gateway(
+    *flags: str, before: Callable[[], None] | None = None
+) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
     """Run a gateway on a free port; give its URL and process, which has ended by then or is killed."""
     process = await asyncio.create_subprocess_exec(
-        *(*COMMAND, "--port", "0", *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        *(*COMMAND, "--port", "0", *flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=before,
     )
     assert process.stdout is not None
     try:
@@ -165,3 +171,14 @@ async def test_options_win_over_the_file_and_the_pages_tell(tmp_path: Path) -> N
             assert 'ollamalab_upstream_requests_total{upstream="gpu7"}' in text
             async with http.get(f"{url}/healthz") as reply:
                 assert reply.status == 200
+
+
+async def test_a_shells_limit_of_open_files_is_raised_as_far_as_allowed() -> None:
+    """Past 500 clients no server could be reached, and healthy ones were taken for dead."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def as_a_shell() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most // 2, most))
+
+    async with gateway(*UPSTREAM, before=as_a_shell) as (_url, process):
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (most, most)

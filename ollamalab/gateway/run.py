@@ -21,7 +21,7 @@ from ollamalab.gateway.served import HEALTH_PATH, METRICS_PATH, STATUS_PATH
 from ollamalab.gateway.server import HttpServer
 from ollamalab.gateway.status import JSON_TYPE, Snapshot, status_page
 from ollamalab.gateway.traffic import Traffic
-from ollamalab.listening import StopSignal, access_rules, bound_socket, url_of
+from ollamalab.listening import StopSignal, access_rules, allow_open_files, bound_socket, url_of
 from ollamalab.settings import GatewaySettings
 from ollamalab.settings.files import changed_keys
 
@@ -111,6 +111,7 @@ async def serve(read: Callable[[], GatewaySettings], *, announce: Callable[[str]
         SettingsError: As ``read`` and ``opened``.
     """
     settings = read()
+    allow_open_files()
     stop, again = StopSignal(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, again.set)
     async with opened(settings) as running, asyncio.TaskGroup() as group:
