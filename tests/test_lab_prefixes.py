@@ -263,12 +263,16 @@ def test_a_visit_has_a_total_only_if_every_request_was_counted() -> None:
 def test_a_row_tells_both_rates_and_what_is_not_known_is_absent() -> None:
     meter = PromptMeter()
     groups = {"kept": [told(meter, 1.0, 10)], "untold": [told(meter, 2.0, None)], "never": []}
-    kept, untold, never = lab.prompts_table("t", "T", groups, meter).rows
+    table = lab.prompts_table("t", "T", groups, meter)
+    kept, untold, never = table.rows
     assert kept[:4] == ("kept", "1", 100.0, 10.0)
     assert kept[5:] == (200.0, 20.0, 1)
     assert untold[3] is None
     assert untold[6] is None
     assert never[1:] == (None, None, None, None, None, None, 0)
+    assert "engine's own counter; n/a where it cannot be read" in table.caption
+    told_of_all = lab.prompts_table("t", "T", {**groups, "untold": []}, meter)
+    assert "counter. Time" in told_of_all.caption
     shares = lab.token_shares(groups, meter)
     assert shares.to_dict("records") == [{"label": "kept", "sent": 100.0, "evaluated": 10.0, "n": 1}]
 
@@ -317,4 +321,6 @@ def test_a_prompt_that_comes_back_is_told_by_its_tokens() -> None:
     assert sentence.endswith(
         "1 slot: 10 of 100 after others took its place, 100 of 100 after the model was unloaded."
     )
-    assert lab.return_sentence("1 slot", [untold], [], meter).endswith("1 slot: n/a.")
+    assert lab.return_sentence("1 slot", [untold], [], meter).endswith(
+        "1 slot: n/a; the engine's counter cannot be read."
+    )

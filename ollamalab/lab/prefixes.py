@@ -247,10 +247,12 @@ def prompts_table(
         caption: What else is to be known.
     """
     rows: list[list[object]] = []
+    is_untold = False
     for label, records in groups.items():
         done = completed(records)
         slots = sorted({slot for record in done if (slot := meter.work(record).slot) is not None})
         sent, evaluated = mean_of(_sent)(done), mean_of(meter.evaluated)(done)
+        is_untold |= bool(done) and evaluated is None
         ttft = mean_of(ttft_s)(done)
         rates = mean_of(prefill_tokens_per_s)(done), mean_of(meter.prefill_tokens_per_s)(done)
         ms = None if ttft is None else ttft * 1e3
@@ -270,7 +272,8 @@ def prompts_table(
         ],
         rows,
         caption="Means over n requests. Sent: Ollama's prompt_eval_count. Evaluated: by the engine's own "
-        "counter. Time: prompt_eval_duration, in which the first answer token's decode is." + caption,
+        f"counter{'; n/a where it cannot be read' if is_untold else ''}. "
+        f"Time: prompt_eval_duration, in which the first answer token's decode is.{caption}",
     )
 
 
@@ -322,4 +325,5 @@ def return_sentence(
         for records, when in ((asked, "after others took its place"), (anew, "after the model was unloaded"))
         if records and meter.evaluated(records[-1]) is not None
     ]
-    return f"Tokens evaluated when a prompt comes back, {server}: {', '.join(parts) or 'n/a'}."
+    known = ", ".join(parts) or "n/a; the engine's counter cannot be read"
+    return f"Tokens evaluated when a prompt comes back, {server}: {known}."
