@@ -287,3 +287,33 @@ async def test_giving_up_closes_the_connection() -> None:
         progress = Progress(connection, name="hung", request_timeout_s=ANSWER_S, load_timeout_s=ANSWER_S)
         with pytest.raises(UpstreamTimeout, match="hung"):
             await progress.send(Request(method="GET", path="/api/version"))
+
+
+async def test_a_client_that_goes_as_a_long_load_ends_leaves_no_reply_behind() -> None:
+    """Its call went on at the server, and its connection was never used again."""
+
+    class Stubborn(Server):
+        """Takes a while to let go of a question."""
+
+        async def send(self, request: Request) -> Reply:
+            if request.path == "/api/ps":
+                self.is_asked.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    is_let_go.set()
+                    await may_end.wait()
+            return await super().send(request)
+
+    is_let_go, may_end = asyncio.Event(), asyncio.Event()
+    server = Stubborn()
+    task = asyncio.create_task(watched(server).send(chat()))
+    held = await server.called(1)
+    await server.is_asked.wait()
+    held.open().give(*STREAM)
+    await is_let_go.wait()
+    task.cancel()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert held.is_hung_up

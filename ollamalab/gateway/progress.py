@@ -140,13 +140,20 @@ class Progress:
             reply = await self._upstream.send(request)
         except BaseException as error:
             self._waits.discard(wait)
-            if wait.is_given_up_by(error):
-                raise self._timeout(wait) from error
-            raise
-        finally:
-            wait.since_s = None
+            is_given_up, wait.since_s = wait.is_given_up_by(error), None
             if wait.asking is not None:
                 await wait.stop_asking()
+            if is_given_up:
+                raise self._timeout(wait) from error
+            raise
+        wait.since_s = None
+        if wait.asking is not None:
+            try:
+                await wait.stop_asking()
+            except BaseException as error:  # the client has gone: nobody else would leave the reply
+                self._waits.discard(wait)
+                await reply.__aexit__(type(error), error, None)
+                raise
         if names_model and reply.status == _OK:
             self._residents.note_answer(call)
         if whole_of(reply) is not None:  # nothing is left to wait for
