@@ -110,7 +110,8 @@ def test_sentence_and_title_tell_the_share_and_its_interval() -> None:
     assert caching.repeats_title(found) == "From memory, a repeated stream ends 230× sooner"
     none = compared(REPEATED, [])
     assert caching.repeats_title(none) == "The repeated request, with and without a cache"
-    assert none.reason in caching.repeat_sentence(none, form="streaming")
+    untold = caching.repeat_sentence(none, form="streaming")
+    assert untold == f"A repeated streaming request, against its time without a cache: {none.reason}."
 
 
 def test_tables_name_what_was_not_run() -> None:

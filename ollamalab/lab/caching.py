@@ -125,6 +125,8 @@ def percent_text(comparison: Comparison) -> str:
 
 def repeat_sentence(comparison: Comparison, *, form: str) -> str:
     """Return what a repetition costs with a cache, of what it costs without."""
+    if comparison.estimate is None or comparison.low is None:
+        return f"A repeated {form} request, against its time without a cache: {percent_text(comparison)}."
     return f"A repeated {form} request takes {percent_text(comparison)} of its time without a cache."
 
 
