@@ -448,6 +448,8 @@ def test_titles_and_sentences_carry_their_numbers() -> None:
     better = compared(IN_TIME, [(0.5, 0.25)] * 8, arm="gateway, 1 may wait", baseline="straight")
     assert lab.overload_title(better) == "With gateway, 1 may wait, 50% are answered in time, straight 25%"
     assert "+25 points (95 % interval +25…+25, 8 pairs), higher." in lab.overload_sentence(better, load=3)
+    worse = compared(IN_TIME, [(0.25, 0.5)] * 8)
+    assert "−25 points (95 % interval −25…−25, 8 pairs), lower." in lab.overload_sentence(worse, load=3)
     unclear = compared(IN_TIME, [(0.5, 0.25), (0.25, 0.5)] * 4)
     assert lab.overload_title(unclear) == "How requests end under overload"
     nothing = compared(IN_TIME, [])

@@ -312,12 +312,17 @@ def overload_sentence(comparison: Comparison, *, load: float) -> str:
     known = (comparison.arm_value, comparison.baseline_value, comparison.low, comparison.high)
     if any(value is None for value in known) or comparison.estimate is None:
         return f"Overload, {comparison.arm} against {comparison.baseline}: {result_text(comparison)}."
-    arm, baseline, low, high = (100 * value for value in known if value is not None)
+    arm, baseline, *_ = (100 * value for value in known if value is not None)
+    points, low, high = (
+        f"{100 * value:+.0f}".replace("-", "−")
+        for value in (comparison.estimate, comparison.low, comparison.high)
+        if value is not None
+    )
     word = comparison.verdict.text if comparison.verdict else f"no verdict ({comparison.reason})"
     return (
         f"At {load:g} times the capacity {arm:.0f} % of the requests were answered in time with "
-        f"{comparison.arm}, {baseline:.0f} % {comparison.baseline}: {100 * comparison.estimate:+.0f} points "
-        f"(95 % interval {low:+.0f}…{high:+.0f}, {plural(comparison.pairs, 'pair')}), {word}."
+        f"{comparison.arm}, {baseline:.0f} % {comparison.baseline}: {points} points "
+        f"(95 % interval {low}…{high}, {plural(comparison.pairs, 'pair')}), {word}."
     )
 
 
