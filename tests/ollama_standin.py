@@ -33,12 +33,13 @@ MODELS = [
 
 
 def serve(answers: Mapping[str, Any], port: int = 0) -> ThreadingHTTPServer:
-    """Return a server that answers GETs of these paths with JSON and others with 404."""
+    """Return a server that answers GETs of these paths with JSON, or text as it is, and others with 404."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found = self.path in answers
-            body = json.dumps(answers[self.path]).encode() if found else b"404 page not found"
+            answer = answers[self.path] if found else "404 page not found"
+            body = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
             self.send_response(200 if found else 404)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

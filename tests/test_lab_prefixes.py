@@ -18,7 +18,14 @@ from ollamalab.hosts import open_target
 from ollamalab.lab import ChatShape, PromptMeter, Subject, Texts, Trials
 from ollamalab.lab.prefixes import question
 from ollamalab.lab.prompt_meter import Way
-from ollamalab.lab.prompt_work import EngineCount, PromptWork, count_engines, parse_engine, work_between
+from ollamalab.lab.prompt_work import (
+    EngineCount,
+    PromptWork,
+    count_engines,
+    parse_engine,
+    tokens_between,
+    work_between,
+)
 from ollamalab.protocol.upstream import Reply, Request, Upstream
 from ollamalab.records import Outcome, RequestRecord, ServerTimings
 from ollamalab.scripted import Fault, Script, ScriptedServer
@@ -188,8 +195,18 @@ def test_work_is_what_the_counters_grew_by(before: Any, after: Any, work: tuple[
     assert found == PromptWork(evaluated_tokens=work[0], slot=work[1])
 
 
-async def test_a_server_that_lets_nobody_ask_its_engines_has_no_counts(subject: Subject) -> None:
-    assert await count_engines([subject.target]) == {}
+def test_tokens_of_an_engine_that_has_gone_are_not_known() -> None:
+    before = counts(a=(90, {}), b=(5, {}))
+    assert tokens_between(before, counts(a=(95, {}), b=(6, {}), c=(4, {}))) == 10
+    assert tokens_between(before, counts(a=(95, {}))) is None
+    assert tokens_between({}, {}) is None
+
+
+async def test_a_server_that_lets_nobody_ask_its_engines_makes_the_sum_unknown(subject: Subject) -> None:
+    """Behind one router with a server that tells, the sum of that one alone passed for all."""
+    untold = await count_engines([subject.target])
+    assert tokens_between(untold, untold) is None
+    assert tokens_between({**untold, **counts(a=(1, {}))}, {**untold, **counts(a=(9, {}))}) is None
 
 
 async def test_an_engine_evaluates_only_what_follows_the_beginning_that_prompts_share() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from lab_samples import E2E, compared, done, failed, lab_of, trials
+from ollama_standin import serving
 
 from ollamalab import lab
 from ollamalab.compare import Visit
 from ollamalab.errors import SettingsError
-from ollamalab.hosts import open_target
+from ollamalab.hosts import EngineProcess, open_target
 from ollamalab.lab import PromptShape, Routes, Subject, Trials, Workload
-from ollamalab.lab.instances import evaluated_tokens, tokens_between
 from ollamalab.lab.routes import largest_share, loads, routed
 from ollamalab.protocol.upstream import Request
 from ollamalab.records import ServerTimings
@@ -162,11 +162,20 @@ async def test_who_answered_last_is_who_answered(instances: list[Subject]) -> No
     assert {record.target for record in records} == {"10.0.0.2:2"}
 
 
-async def test_tokens_count_only_where_every_server_tells(instances: list[Subject]) -> None:
-    assert await evaluated_tokens(instances) is None
-    assert tokens_between({"a": 5, "b": 1}, {"a": 9, "b": 1}) == 4
-    assert tokens_between({"a": 5}, {"b": 2}) is None
-    assert tokens_between(None, {"a": 5}) is None
+async def test_tokens_count_only_where_every_server_tells(
+    instances: list[Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the embedded server's engines were asked: chats by routes over Ollama went by response time."""
+    chats = lab.growing_chats(MODEL, SHAPE, talks=1, turns=2)
+    routes = Routes(instances=instances)
+    await routes.visitor(chats, lab.ROUND_ROBIN)(VISIT)
+    assert not routes.evaluated
+    metrics = "llamacpp:prompt_tokens_total 4.44e+02\n"
+    with serving({"/metrics": metrics, "/slots": []}) as engine:
+        for instance in instances:
+            monkeypatch.setattr(instance.target, "engines", lambda: [EngineProcess(pid=1, url=engine)])
+        await routes.visitor(chats, lab.ROUND_ROBIN)(VISIT)
+    assert list(routes.evaluated.values()) == [0]
 
 
 async def test_what_cannot_be_opened_is_told(instances: list[Subject]) -> None:

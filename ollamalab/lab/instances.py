@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-import msgspec
-
-from ollamalab.cluster.watch import body_of
-from ollamalab.connection import OllamaConnection
-from ollamalab.errors import SettingsError, UpstreamError
+from ollamalab.errors import SettingsError
 from ollamalab.lab.experiment import Lab
 from ollamalab.lab.fronts import free_port
 from ollamalab.lab.models import have_models, is_ours
 from ollamalab.lab.subject import Subject
 from ollamalab.settings import ServerSettings
-
-_EVALUATED = re.compile(rb"^llamacpp:prompt_tokens_total (\d+)", re.MULTILINE)
 
 
 def instance_name(number: int) -> str:
@@ -104,27 +97,3 @@ def threads_each(target: str, count: int) -> int | None:
     Only the embedded server's engine surely works on the CPU.
     """
     return max(1, len(os.sched_getaffinity(0)) // count) if target == "embedded" else None
-
-
-async def evaluated_tokens(instances: Sequence[Subject]) -> dict[str, int] | None:
-    """Return how many prompt tokens each engine has evaluated, by its address; cached ones do not count.
-
-    None where a server does not tell: only the embedded ones give their engines' own count.
-    """
-    if any(instance.target.kind != "embedded" for instance in instances):
-        return None
-    found: dict[str, int] = {}
-    for instance in instances:
-        for engine in msgspec.json.decode(await body_of(instance.upstream, "/lab/engines")):
-            with suppress(UpstreamError):  # one that has just been unloaded
-                async with OllamaConnection(engine["url"]) as connection:
-                    counts = _EVALUATED.findall(await body_of(connection, "/metrics"))
-                    found[engine["url"]] = sum(map(int, counts))
-    return found
-
-
-def tokens_between(before: dict[str, int] | None, after: dict[str, int] | None) -> int | None:
-    """Return how many more were evaluated; None if nobody tells, or engines have come or gone meanwhile."""
-    if before is None or after is None or before.keys() != after.keys():
-        return None
-    return sum(after.values()) - sum(before.values())

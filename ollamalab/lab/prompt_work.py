@@ -83,8 +83,18 @@ def work_between(before: Mapping[str, EngineCount], after: Mapping[str, EngineCo
     return PromptWork(evaluated_tokens=sum(known) if is_known else None, slot=slot)
 
 
+def tokens_between(before: Mapping[str, EngineCount], after: Mapping[str, EngineCount]) -> int | None:
+    """Return how many prompt tokens engines evaluated between two counts.
+
+    None if one of them does not tell, or one has gone: nobody knows what it had done by then.
+    """
+    return work_between(before, after).evaluated_tokens if before.keys() <= after.keys() else None
+
+
 async def count_engines(targets: Iterable[Target]) -> dict[str, EngineCount]:
-    """Return what the engines of servers have done so far, by address; without those that cannot be asked.
+    """Return what the engines of servers have done so far, by address.
+
+    A server whose engines cannot be asked stands for them, with nothing told: what others tell is not all.
 
     Raises:
         UpstreamError: A server or an engine does not answer.
@@ -94,6 +104,7 @@ async def count_engines(targets: Iterable[Target]) -> dict[str, EngineCount]:
         try:
             engines = await asyncio.to_thread(target.engines)
         except SamplerUnavailable:
+            counts[target.url] = EngineCount(evaluated_tokens=None, tasks={})
             continue
         for engine in engines:
             async with OllamaConnection(engine.url) as connection:

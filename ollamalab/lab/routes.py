@@ -18,8 +18,9 @@ from dataclasses import dataclass, field, replace
 from ollamalab.cluster import Cluster, Member
 from ollamalab.compare import Comparison, Visit
 from ollamalab.errors import TargetError
-from ollamalab.lab.instances import evaluated_tokens, place_of, tokens_between
+from ollamalab.lab.instances import place_of
 from ollamalab.lab.mixes import IN_ARM, Workload
+from ollamalab.lab.prompt_work import count_engines, tokens_between
 from ollamalab.lab.sentences import plural, result_text
 from ollamalab.lab.subject import Subject
 from ollamalab.lab.trials import Statistic, Trials, Visitor, mean_of, not_run_text
@@ -186,11 +187,11 @@ class Routes:
         async def visit(visit: Visit) -> Sequence[RequestRecord]:
             requests = workload.requests(visit.block, self._nonces)
             load = replace(workload.load, seed=workload.load.seed + visit.block)
-            before = await evaluated_tokens(behind) if workload.counts_tokens else None
+            targets = [instance.target for instance in behind] if workload.counts_tokens else []
+            before = await count_engines(targets)
             async with self._way(way, behind, visit) as upstream, _neighbours(workload, behind[-1]):
                 records = await offer(upstream, load, requests.__getitem__, name=way, by=behind[0])
-            after = await evaluated_tokens(behind) if workload.counts_tokens else None
-            if (tokens := tokens_between(before, after)) is not None:
+            if (tokens := tokens_between(before, await count_engines(targets))) is not None:
                 self.evaluated[visit.arm, visit.index] = tokens
             return records
 
