@@ -182,6 +182,7 @@ def _set_ratio_ticks(figure: Figure, axes: Axes, reach: float) -> None:
         boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
         if all(left.x1 < right.x0 for left, right in pairwise(boxes)):
             return
+    axes.xaxis.set_major_locator(FixedLocator([1.0]))
 
 
 #: Ticks above 1, from fine to coarse; those below are their reciprocals.

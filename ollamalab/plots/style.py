@@ -27,10 +27,12 @@ BAND = "#eceef2"
 #: Source: Okabe and Ito, "Color Universal Design" (2008); black and yellow are left out.
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 
-WIDTH_IN = 7.2
+#: Narrow, so that letters can still be read where a phone shows a figure in 350 pixels.
+WIDTH_IN = 6.2
 
-#: Letters of a legend's size that stand side by side in a figure, and those that a key takes.
-_LEGEND_CHARACTERS, _KEY_CHARACTERS = 92, 5
+#: Letters that stand side by side in a figure, by their size, and those that a legend's key takes.
+_TITLE_CHARACTERS, _LEGEND_CHARACTERS, _CAPTION_CHARACTERS = 62, 79, 101
+_KEY_CHARACTERS = 5
 
 _RC: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -86,14 +88,14 @@ def canvas(
         )
         axes = [row[0] for row in grid]
         # Over the whole figure, not the axes: beside long labels a long title would run off the page.
-        figure.suptitle("\n".join(textwrap.wrap(title, 72)), x=0.01, ha="left", color=INK)
+        figure.suptitle("\n".join(textwrap.wrap(title, _TITLE_CHARACTERS)), x=0.01, ha="left", color=INK)
         try:
             yield figure, axes
             if caption:
                 figure.text(
                     0.01,
                     -0.01,
-                    "\n".join(textwrap.wrap(caption, 118)),
+                    "\n".join(textwrap.wrap(caption, _CAPTION_CHARACTERS)),
                     gid="caption",
                     fontsize=8,
                     color=MUTED,
