@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import resource
 import signal
@@ -12,6 +13,9 @@ import psutil
 
 from ollamalab.errors import SettingsError
 from ollamalab.protocol.origins import AccessRules
+
+#: Its kernel takes no more, whatever the hard limit says.
+_MOST_FILES_ON_MACOS = 10_240
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -49,7 +53,10 @@ def allow_open_files() -> None:
     server can be reached, and all of them seem to be down.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    for wanted in (most, min(most, _MOST_FILES_ON_MACOS)):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+            return
 
 
 def url_of(listener: socket.socket) -> str:
