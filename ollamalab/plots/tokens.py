@@ -22,8 +22,8 @@ def token_bars(tokens: pd.DataFrame, *, title: str, caption: str = "") -> Figure
         axes.barh(places, rows["sent"], height=0.66, color=BAND, edgecolor=MUTED, lw=0.6, label="sent")
         axes.barh(places, rows["evaluated"], height=0.66, color=PALETTE[0], label="evaluated")
         for place, row in rows.iterrows():
-            text = f"  {row['evaluated']:.0f} of {row['sent']:.0f}"
-            axes.text(row["sent"], place, text, va="center", color=INK)
+            text, end = f"{row['evaluated']:.0f} of {row['sent']:.0f}", (row["sent"], place)
+            axes.annotate(text, end, (4, 0), textcoords="offset points", va="center", color=INK)
         names = [f"{row['label']}  (n = {row['n']})" for _, row in rows.iterrows()]
         axes.set_yticks(places, names)
         axes.set_ylim(len(rows) - 0.45, -0.55)
