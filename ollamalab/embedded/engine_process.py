@@ -75,7 +75,10 @@ def _parameters(launch: Launch) -> Any:
     parameters.embedding = load.embedding
     if launch.mean_pooling:
         parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-    if not (_has_gpu(xllamacpp) if load.use_mmap is None else load.use_mmap):
+    has_gpu = _has_gpu(xllamacpp)
+    # Fitting a model into GPUs reads it once more; without one nothing is chosen, at two fifths of a load.
+    parameters.fit_params = has_gpu
+    if not (has_gpu if load.use_mmap is None else load.use_mmap):
         parameters.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_NONE
     if load.kv_cache_type:
         kind = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{load.kv_cache_type.upper()}")
