@@ -6,8 +6,9 @@ import asyncio
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from raw_server import Peer, raw
@@ -154,9 +155,8 @@ async def test_who_stops_pouring_hangs_up() -> None:
         await gone.wait()
 
 
-async def test_what_comes_during_a_rest_is_one_chunk_and_the_end_ends_it() -> None:
-    request, came = asked(), list[bytes]()
-    rests = asyncio.Event()
+def once_resting(rests: asyncio.Event) -> Callable[[Peer], Coroutine[Any, Any, None]]:
+    """Return a server that gives the other parts, each by itself, once its reader rests."""
 
     async def serve(peer: Peer) -> None:
         await peer.request()
@@ -169,6 +169,13 @@ async def test_what_comes_during_a_rest_is_one_chunk_and_the_end_ends_it() -> No
         await peer.write(END)
         await peer.hung_up()
 
+    return serve
+
+
+async def test_what_comes_during_a_rest_is_one_chunk_and_the_end_ends_it() -> None:
+    request, came = asked(), list[bytes]()
+    rests = asyncio.Event()
+
     def take(chunk: bytes) -> None:
         came.append(chunk)
         if len(came) == 1:
@@ -176,7 +183,7 @@ async def test_what_comes_during_a_rest_is_one_chunk_and_the_end_ends_it() -> No
             rests.set()
 
     async with (
-        raw(serve) as server,
+        raw(once_resting(rests)) as server,
         OllamaConnection(server.url) as connection,
         await connection.send(request) as reply,
     ):
@@ -254,22 +261,13 @@ async def test_a_rest_needs_no_file_of_its_own() -> None:
     request, came = asked(), list[bytes]()
     rests = asyncio.Event()
 
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.write(HEAD + chunked(PARTS[0]))
-        await rests.wait()
-        for part in PARTS[1:]:
-            await peer.write(chunked(part))
-        await peer.write(END)
-        await peer.hung_up()
-
     def take(chunk: bytes) -> None:
         came.append(chunk)
         call_of(request).rest_until_s = time.perf_counter() + 0.01
         rests.set()
 
     async with (
-        raw(serve) as server,
+        raw(once_resting(rests)) as server,
         OllamaConnection(server.url) as connection,
         await connection.send(request) as reply,
     ):

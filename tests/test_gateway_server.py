@@ -20,7 +20,7 @@ import pytest
 import uvloop
 
 from ollamalab.errors import SettingsError
-from ollamalab.gateway.client_connection import SLOWEST_BYTES_PER_S
+from ollamalab.gateway.client_connection import SLOWEST_BYTES_PER_S, ClientConnection
 from ollamalab.gateway.server import Handler, HttpServer, Incoming, Outgoing, ServerLimits
 
 Body = Callable[[], Coroutine[Any, Any, None]]
@@ -483,6 +483,17 @@ class TestPipelining:
         run(body)
 
 
+async def one_who_waits_for_the_word(running: Running, gate: Gate) -> tuple[Client, ClientConnection]:
+    """Return a client whose second request wants to be told to go on, behind a first one that is held."""
+    client = await running.client()
+    client.send(GET)
+    await until(lambda: gate.arrived == ["/"])
+    client.send(post("/x", b"hello", "Expect: 100-continue")[:-5])
+    (connection,) = running.server.connections
+    await until(lambda: connection._reader.wants_continue)
+    return client, connection
+
+
 class TestExpectations:
     def test_a_client_is_told_to_go_on(self, run: Callable[[Body], None]) -> None:
         async def body() -> None:
@@ -507,12 +518,7 @@ class TestExpectations:
         async def body() -> None:
             gate = Gate()
             async with serving(gate) as running:
-                client = await running.client()
-                client.send(GET)
-                await until(lambda: gate.arrived == ["/"])
-                client.send(post("/x", b"hello", "Expect: 100-continue")[:-5])
-                (connection,) = running.server.connections
-                await until(lambda: connection._reader.wants_continue)
+                client, _ = await one_who_waits_for_the_word(running, gate)
                 gate.opened.set()
                 assert (await client.answer()).status == 200
                 assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -527,12 +533,7 @@ class TestExpectations:
         async def body() -> None:
             gate = Gate()
             async with serving(gate, body_timeout_s=30.0) as running:
-                client = await running.client()
-                client.send(GET)
-                await until(lambda: gate.arrived == ["/"])
-                client.send(post("/x", b"hello", "Expect: 100-continue")[:-5])
-                (connection,) = running.server.connections
-                await until(lambda: connection._reader.wants_continue)
+                client, connection = await one_who_waits_for_the_word(running, gate)
                 head_s = time.perf_counter()
                 await until(lambda: time.perf_counter() > head_s)
                 gate.opened.set()

@@ -17,11 +17,12 @@ from statistics import fmean
 import pandas as pd
 
 from ollamalab.compare import Comparison, hodges_lehmann, pairs, visit_values
-from ollamalab.lab.sentences import plural, result_text
+from ollamalab.lab.sentences import plural, result_text, verdict_word
 from ollamalab.lab.trials import Statistic, Trials, not_run_text
 from ollamalab.metrics import outcome_counts
 from ollamalab.records import Outcome, RequestRecord
 from ollamalab.report import Column, Table
+from ollamalab.report.tables import number_text
 
 #: Finished as far as the protocol goes, with text or without.
 WHOLE = (Outcome.OK, Outcome.EMPTY)
@@ -314,15 +315,14 @@ def overload_sentence(comparison: Comparison, *, load: float) -> str:
         return f"Overload, {comparison.arm} against {comparison.baseline}: {result_text(comparison)}."
     arm, baseline, *_ = (100 * value for value in known if value is not None)
     points, low, high = (
-        f"{100 * value:+.0f}".replace("-", "−")
+        number_text(100 * value, "+.0f")
         for value in (comparison.estimate, comparison.low, comparison.high)
         if value is not None
     )
-    word = comparison.verdict.text if comparison.verdict else f"no verdict ({comparison.reason})"
     return (
         f"At {load:g} times the capacity {arm:.0f} % of the requests were answered in time with "
         f"{comparison.arm}, {baseline:.0f} % {comparison.baseline}: {points} points "
-        f"(95 % interval {low}…{high}, {plural(comparison.pairs, 'pair')}), {word}."
+        f"(95 % interval {low}…{high}, {plural(comparison.pairs, 'pair')}), {verdict_word(comparison)}."
     )
 
 

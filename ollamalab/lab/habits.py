@@ -27,6 +27,7 @@ from ollamalab.metrics import completed, send_lag_s, stages
 from ollamalab.protocol.upstream import Request
 from ollamalab.records import RequestRecord
 from ollamalab.report import Column, Table
+from ollamalab.report.tables import number_text
 from ollamalab.workload import inference_request
 
 NO_CHECK = "no check"
@@ -122,7 +123,7 @@ def before_s(trials: Trials, arm: str) -> float | None:
 
 
 def _signed(seconds: float) -> str:
-    return f"{seconds * _MS:+.2f}".replace("-", "−")
+    return number_text(seconds * _MS, "+.2f")
 
 
 def checks_table(found: Iterable[Comparison]) -> Table:

@@ -47,11 +47,16 @@ def result_text(comparison: Comparison) -> str:
     pairs = plural(comparison.pairs, "pair")
     if comparison.lost_pairs:
         pairs += f", {comparison.lost_pairs} lost"
-    word = comparison.verdict.text if comparison.verdict else f"no verdict ({comparison.reason})"
+    word = verdict_word(comparison)
     if comparison.estimate is None or comparison.low is None or comparison.high is None:
         return f"n/a ({pairs}), {word}"
     interval = f"95 % interval {comparison.low:.2f}–{comparison.high:.2f}"
     return f"{comparison.estimate:.2f}× ({interval}, {pairs}), {word}"
+
+
+def verdict_word(comparison: Comparison) -> str:
+    """Return the verdict in words, or that there is none and why."""
+    return comparison.verdict.text if comparison.verdict else f"no verdict ({comparison.reason})"
 
 
 def preload_title(comparison: Comparison) -> str:

@@ -64,7 +64,7 @@ def comparison_table(name: str, title: str, comparisons: Sequence[Comparison], *
 
 
 def _effect_head(comparisons: Sequence[Comparison]) -> str:
-    kinds = {item.metric.kind.capitalize() for item in comparisons}
+    kinds = {item.metric.kind for item in comparisons}
     return " or ".join(sorted(kinds, reverse=True)).capitalize() or "Ratio"
 
 

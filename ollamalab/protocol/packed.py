@@ -14,7 +14,6 @@ else:
 MAX_UNPACKED_BYTES = 20 * 2**20
 _LIMITS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}  # 8 MiB, as in Ollama
 
-
 #: More frames than any client sends, each of which costs as much as a thousand bytes; an empty one has nine.
 _MOST_FRAMES = 1024
 

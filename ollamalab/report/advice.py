@@ -47,7 +47,7 @@ def recommend(run: Run) -> list[Recommendation]:
     Values that were measured in contrasts without a verdict are left out: they were not declared to
     settle anything.
     """
-    measured: dict[tuple[str, str], list[tuple[bool, float, Recommendation]]] = {}
+    measured: dict[tuple[str, str], list[tuple[float, Recommendation]]] = {}
     for judged in judge_run(run):
         advice, comparison = judged.contrast.advice, judged.contrast.comparison
         if advice is None or comparison is None or comparison.verdict is None:
@@ -60,7 +60,7 @@ def recommend(run: Run) -> list[Recommendation]:
             experiment=judged.experiment,
         )
         values = measured.setdefault((advice.part, advice.setting), [])
-        values.append((found.pays, _gain(comparison), found))
+        values.append((_gain(comparison), found))
     return sorted(
         map(_chosen, measured.values()),
         key=lambda found: (not found.pays, _ORDER.index(found.advice.part), found.advice.setting),
@@ -95,14 +95,15 @@ def recommendations_table(run: Run) -> Table:
     )
 
 
-def _chosen(values: Sequence[tuple[bool, float, Recommendation]]) -> Recommendation:
+def _chosen(values: Sequence[tuple[float, Recommendation]]) -> Recommendation:
     """Return the best value of a setting, with what pays in other experiments; the first of equals."""
-    ranked = sorted(values, key=lambda value: value[:2], reverse=True)
-    best = ranked[0][2]
+    best, *others = (
+        found for _, found in sorted(values, key=lambda value: (value[1].pays, value[0]), reverse=True)
+    )
     rivals: dict[str, Recommendation] = {}
-    for pays, _, found in ranked[1:]:
+    for found in others:
         is_other = found.advice.value != best.advice.value and found.experiment != best.experiment
-        if pays and is_other:
+        if found.pays and is_other:
             rivals.setdefault(found.advice.value, found)
     return replace(best, rivals=tuple(rivals.values()))
 

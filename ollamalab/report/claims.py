@@ -22,7 +22,7 @@ from ollamalab.compare import (
 )
 from ollamalab.report.entries import Contrast
 from ollamalab.report.runs import Run
-from ollamalab.report.tables import Column, Table, interval_text
+from ollamalab.report.tables import Column, Table, interval_text, number_text
 
 _FACTOR = ".2f"
 _SMALL = 0.095
@@ -58,7 +58,7 @@ class Judged:
         if comparison is None or comparison.estimate is None:
             return ""
         if comparison.metric.kind == "difference":
-            return f"{100 * comparison.estimate:+.1f} points".replace("-", "−")
+            return f"{number_text(100 * comparison.estimate, '+.1f')} points"
         return f"{comparison.estimate:{_factor(comparison.estimate)}}×"
 
     @property

@@ -147,18 +147,18 @@ def cell_text(cell: Cell, column: Column) -> str:
     if isinstance(cell, tuple):
         estimate, low, high = cell
         if low is None or high is None:
-            return _number(estimate, column.format)
-        return f"{_number(estimate, column.format)} ({interval_text(low, high, column.format)})"
+            return number_text(estimate, column.format)
+        return f"{number_text(estimate, column.format)} ({interval_text(low, high, column.format)})"
     if cell is None:
         return "n/a"
     if isinstance(cell, bool):
         return "yes" if cell else "no"
-    return cell if isinstance(cell, str) else _number(cell, column.format)
+    return cell if isinstance(cell, str) else number_text(cell, column.format)
 
 
 def interval_text(low: float, high: float, spec: str | None) -> str:
     """Return "1.20–1.50", "91–99 %", or "−0.3 to 0.4" where a dash would read as a minus."""
-    first, last = _number(low, spec), _number(high, spec)
+    first, last = number_text(low, spec), number_text(high, spec)
     joint = " to " if {first[0], last[0]} & {"−", "+"} else "–"
     return first.removesuffix("\u202f%") + joint + last
 
@@ -168,11 +168,11 @@ def _cell_html(cell: Cell, column: Column) -> str:
         return '<span class="absent">n/a</span>'
     if isinstance(cell, tuple) and cell[1] is not None and cell[2] is not None:
         interval = interval_text(cell[1], cell[2], column.format)
-        return f'{_number(cell[0], column.format)} <span class="interval">({interval})</span>'
+        return f'{number_text(cell[0], column.format)} <span class="interval">({interval})</span>'
     return escape(cell_text(cell, column))
 
 
-def _number(value: float, spec: str | None) -> str:
+def number_text(value: float, spec: str | None) -> str:
     """Format a number, with a true minus and "%" set off; without a format, to three digits at least."""
     if spec is None:
         spec = ",d" if isinstance(value, int) else ",.0f" if abs(value) >= 100 else ".3g"

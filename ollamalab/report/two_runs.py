@@ -34,7 +34,7 @@ from ollamalab.report.conditions import (
 )
 from ollamalab.report.folders import run_folders
 from ollamalab.report.runs import Experiment, Run, load_run
-from ollamalab.report.tables import Column, Table
+from ollamalab.report.tables import Column, Table, number_text
 
 #: Points that the share of successes may move where no A/A runs tell.
 _SUCCESS_MARGIN = 0.05
@@ -252,7 +252,7 @@ def _means(records: Sequence[RequestRecord], value: Callable[[RequestRecord], fl
 
 def _change_texts(change: Change) -> tuple[str, str]:
     if change.cell.metric.kind == "difference":
-        return f"{100 * change.change:+.1f} points".replace("-", "−"), f"±{100 * change.margin:.1f} points"
+        return f"{number_text(100 * change.change, '+.1f')} points", f"±{100 * change.margin:.1f} points"
     return f"{change.change:.2f}×", f"{1 / change.margin:.2f}–{change.margin:.2f}×"
 
 
