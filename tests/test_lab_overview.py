@@ -74,6 +74,15 @@ def test_the_row_of_a_host_by_hand() -> None:
     assert sentence == f"m:1b on {URL}: 5 tokens/s for one client, 8 for 4 together."
 
 
+def test_answers_that_the_model_ended_early_are_told() -> None:
+    """A model may stop whenever it likes: that is no failure, but the reader must know."""
+    whole, early = (replace(done(tokens=tokens), requested_tokens=10) for tokens in (10, 5))
+    several = result([whole] * 3, 4)
+    told = lab.throughput_row(SUBJECT, result([whole, early], 1), several)
+    assert told.caption.endswith(" 1 of 5 answers ended before the length asked for: lower P50, higher QPS.")
+    assert "ended before" not in lab.throughput_row(SUBJECT, result([whole], 1), several).caption
+
+
 @pytest.mark.parametrize("records", [[], [failed()]])
 def test_a_row_of_nothing_is_not_available(records: list[RequestRecord]) -> None:
     nothing = result(records, 4)

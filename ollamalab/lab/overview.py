@@ -10,7 +10,13 @@ from ollamalab.gpu import describe_gpus
 from ollamalab.host import describe
 from ollamalab.lab.subject import Subject
 from ollamalab.loadgen import LoadResult
-from ollamalab.metrics import completed_rps, e2e_final_line_s, output_tokens_per_s, summarise_requests
+from ollamalab.metrics import (
+    completed,
+    completed_rps,
+    e2e_final_line_s,
+    output_tokens_per_s,
+    summarise_requests,
+)
 from ollamalab.report import Column, Run, Table, find_run, load_run, root, shown_folder
 
 _GIB = 2**30
@@ -94,8 +100,18 @@ def throughput_row(subject: Subject, single: LoadResult, several: LoadResult) ->
             )
         ],
         caption=f"P50: E2E to the final line, n = {latency.n}. QPS and tokens/s: completed requests and "
-        f"their tokens per second of the run, closed loop of {clients} clients, n = {several.planned}.",
+        f"their tokens per second of the run, closed loop of {clients} clients, n = {several.planned}."
+        f"{_short_text(single, several)}",
     )
+
+
+def _short_text(*results: LoadResult) -> str:
+    """Return how many answers the model ended by itself: each shortens E2E and raises QPS."""
+    short = sum(result.short_replies for result in results)
+    if not short:
+        return ""
+    asked = sum(len(completed(result.records)) for result in results)
+    return f" {short} of {asked} answers ended before the length asked for: lower P50, higher QPS."
 
 
 def throughput_sentence(subject: Subject, single: LoadResult, several: LoadResult) -> str:
