@@ -29,6 +29,9 @@ MIN_REST_S = 0.001
 #: Longest rest: at 60 frames a second text still flows.
 MAX_REST_S = 0.016
 
+#: So many lines in a chunk that no rest preceded: by being late alone, enough of them gather.
+GATHERED_LINES = 8
+
 #: What the last line of a stream contains. Inside a JSON text the quotes would be escaped, and where
 #: one appears by chance, in a tool's arguments say, lines merely leave sooner.
 _ENDS = (b'"done":true', b'"done": true', b'{"error"')
@@ -167,10 +170,15 @@ class StreamBatcher:
         down to none. So a stream of 50 tokens/s rests only while the loop needs more than 20 ms to come
         round to it, and stops within five lines of its recovery.
 
+        A chunk of ``GATHERED_LINES`` or more that came without a rest needs none: by the time the loop comes
+        round, enough has gathered, and a rest would cost a timer and two system calls to gather no more.
+
         Neither the loop's lateness nor its share of processor time would tell as much: a millisecond late is
         nothing to that stream, and thirty lines of a fast one; and where others use the processor too, a
         loop is behind without being busy.
         """
+        if lines >= GATHERED_LINES and not self._rest_s and not backlog_bytes:
+            return 0.0
         if lines > 1 or backlog_bytes:
             return min(max(2 * self._rest_s, MIN_REST_S), MAX_REST_S)
         return self._rest_s / 2 if self._rest_s > MIN_REST_S else 0.0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollamalab.batching import MAX_REST_S, MIN_REST_S, BatchTally, StreamBatcher
+from ollamalab.batching import GATHERED_LINES, MAX_REST_S, MIN_REST_S, BatchTally, StreamBatcher
 from ollamalab.errors import SettingsError
 from ollamalab.settings import BatchSettings
 
@@ -169,7 +169,7 @@ class TestAdaptive:
     def test_a_rest_that_brought_one_line_halves_the_next_down_to_none(self) -> None:
         batcher = StreamBatcher(self.ADAPTIVE)
         for _ in range(9):
-            batcher.feed(line(0) * 9, 0.0)
+            batcher.feed(line(0) * 5, 0.0)
         rests = []
         while batcher.rest_until_s is not None:
             rests.append(batcher.rest_until_s)
@@ -183,6 +183,21 @@ class TestAdaptive:
         assert batcher.rest_until_s == pytest.approx(1.0 + MIN_REST_S)
         batcher.feed(line(3), 1.5)
         assert batcher.rest_until_s is None
+
+    def test_chunks_that_gather_by_being_late_need_no_rest(self) -> None:
+        batcher = StreamBatcher(self.ADAPTIVE)
+        for number in range(9):
+            batcher.feed(line(0) * GATHERED_LINES, number * 0.1)
+            assert batcher.rest_until_s is None
+        batcher.feed(line(0) * (GATHERED_LINES - 1), 1.0)
+        assert batcher.rest_until_s == pytest.approx(1.0 + MIN_REST_S)
+        batcher.feed(line(0) * 40, 1.1)  # gathered by the rest: it was worth it
+        assert batcher.rest_until_s == pytest.approx(1.1 + 2 * MIN_REST_S)
+
+    def test_a_client_behind_has_its_rest_however_much_has_gathered(self) -> None:
+        batcher = StreamBatcher(self.ADAPTIVE)
+        batcher.feed(line(0) * GATHERED_LINES, 1.0, backlog_bytes=1)
+        assert batcher.rest_until_s == pytest.approx(1.0 + MIN_REST_S)
 
     def test_there_is_no_rest_after_the_final_line(self) -> None:
         batcher = StreamBatcher(self.ADAPTIVE)
