@@ -25,6 +25,8 @@ import uvloop
 HOST = "127.0.0.1"
 LINES = 128
 MODEL, STREAM_MODEL, HELD_MODEL, PACED_MODEL = "bench", "bench-stream", "bench-held", "bench-paced"
+#: Its streams come so many lines a write: the upstream then costs little, and the gateway is the bound.
+GROUPED_MODEL, GROUP = "bench-grouped", 8
 #: How long the other lines of a paced stream come after the first, which is measured alone then: a server
 #: that writes without a pause keeps a core busy that the client wants.
 PACE_S = 0.003
@@ -88,9 +90,10 @@ OPENAI_CHAT = _whole(
 )
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
 STREAM = [*([_line(" word")] * (LINES - 1)), _line("", **_END) + _LAST_CHUNK]
+GROUPS = [b"".join(STREAM[at : at + GROUP]) for at in range(0, LINES, GROUP)]
 _MODELS = [
     {"name": f"{model}:latest", "model": f"{model}:latest", "digest": f"{number:064x}", "details": {}}
-    for number, model in enumerate((MODEL, STREAM_MODEL, HELD_MODEL, PACED_MODEL))
+    for number, model in enumerate((MODEL, STREAM_MODEL, HELD_MODEL, PACED_MODEL, GROUPED_MODEL))
 ]
 GETS = {
     b"/": b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 17\r\n\r\nOllama is running",
@@ -108,8 +111,9 @@ _NOT_FOUND = (
 class Ollama(asyncio.Protocol):
     """Answers from memory; of a stream, a line whenever all other streams have had theirs."""
 
-    def __init__(self, streams: Round) -> None:
-        self._round = streams
+    def __init__(self, lines: Round, groups: Round) -> None:
+        self._lines = lines
+        self._groups = groups
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -126,42 +130,51 @@ class Ollama(asyncio.Protocol):
         method, path, _ = data.split(b" ", 2)
         if method != b"POST":
             self._transport.write(GETS.get(path, _NOT_FOUND))
+        elif GROUPED_MODEL.encode() in data:
+            self._groups.join(self._transport)
         elif b'"stream":true' in data:
-            self._transport.write(STREAM_HEAD + STREAM[0])
             if PACED_MODEL.encode() in data:
+                self._transport.write(STREAM_HEAD + STREAM[0])
                 asyncio.get_running_loop().call_later(PACE_S, self._transport.write, b"".join(STREAM[1:]))
-            elif HELD_MODEL.encode() not in data:
-                self._round.join(self._transport)
+            elif HELD_MODEL.encode() in data:
+                self._transport.write(STREAM_HEAD + STREAM[0])
+            else:
+                self._lines.join(self._transport)
         else:
             self._transport.write(OPENAI_CHAT if path.startswith(b"/v1") else CHAT)
 
 
 class Round:
-    """All running streams; each turn of the loop, each of them gets its next line.
+    """All running streams of a kind; each turn of the loop, each of them gets its next piece.
 
-    Lines are written to the socket itself, which costs half of going through the transport: what stands
+    Pieces are written to the socket itself, which costs half of going through the transport: what stands
     upstream should cost little beside what is measured.
+
+    Args:
+        pieces: What a stream is made of.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
         self._loop = asyncio.get_running_loop()
-        self._streams: dict[int, int] = {}  # socket: number of the next line
+        self._streams: dict[int, int] = {}  # socket: number of the next piece
 
     def join(self, transport: asyncio.Transport) -> None:
+        transport.write(STREAM_HEAD + self._pieces[0])
         if not self._streams:
             self._loop.call_soon(self._turn)
         self._streams[transport.get_extra_info("socket").fileno()] = 1
 
     def _turn(self) -> None:
-        streams = self._streams
+        streams, pieces = self._streams, self._pieces
         for file, number in list(streams.items()):
             try:
-                os.write(file, STREAM[number])
+                os.write(file, pieces[number])
             except BlockingIOError:
                 continue
             except OSError:  # its client is gone
-                number = LINES
-            if number + 1 < LINES:
+                number = len(pieces)
+            if number + 1 < len(pieces):
                 streams[file] = number + 1
             else:
                 del streams[file]
@@ -324,8 +337,10 @@ async def body_of(port: int, request: bytes) -> dict[str, Any]:
 
 
 async def serve_upstream(port: int = 0) -> None:
-    streams, loop = Round(), asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Ollama(streams), HOST, port, backlog=2048, reuse_port=True)
+    lines, groups, loop = Round(STREAM), Round(GROUPS), asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: Ollama(lines, groups), HOST, port, backlog=2048, reuse_port=True
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
