@@ -113,6 +113,11 @@ async def test_everything_but_health_wants_a_key(tmp_path: Path):
         wrong = await service.chat(headers={"Authorization": "Bearer secret-of-bob"})
         assert wrong.status == 401
         assert json.loads(wrong.body) == {"error": "this API key is not known here"}
+        origin = {"Origin": "http://localhost:3000"}
+        async with service.http.post("/api/chat", data=b"x" * 70_000, headers=origin) as reply:
+            assert reply.status == 401
+            assert reply.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
+            assert reply.headers["Connection"] == "close"
         right = await service.chat(headers={"Authorization": "Bearer secret-of-alice"})
         assert right.status == 200
         async with service.http.get(

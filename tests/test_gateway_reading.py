@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ollamalab.errors import RequestRefused
 from ollamalab.gateway.incoming import Incoming, RequestReader
 from ollamalab.settings.limits import ServerLimits
 
@@ -45,6 +47,59 @@ def read(*pieces: bytes, limits: ServerLimits = LIMITS) -> list[Incoming]:
     for moment_s, piece in enumerate(pieces):
         reader.feed(piece, float(moment_s))
     return list(reader.ready)
+
+
+class Gate:
+    """Refuses whoever has no key; remembers whom it was asked about."""
+
+    def __init__(self) -> None:
+        self.asked: list[str | None] = []
+
+    def __call__(self, headers: Mapping[str, str]) -> None:
+        self.asked.append(headers.get("authorization"))
+        if "authorization" not in headers:
+            raise RequestRefused(401, "no key")
+
+
+class TestGate:
+    """A long body of somebody without a key is not read; a short one is, and keeps its connection."""
+
+    LIMITS = ServerLimits(max_body_bytes=10**6)
+
+    def read(self, *pieces: bytes) -> tuple[list[Incoming], Gate]:
+        gate = Gate()
+        reader = RequestReader(self.LIMITS, "", gate)
+        for piece in pieces:
+            reader.feed(piece, 0.0)
+        return list(reader.ready), gate
+
+    def test_an_announced_length_is_enough_to_refuse_it(self) -> None:
+        (request,), _ = self.read(head("Content-Length: 70000"))
+        assert request.problem is not None
+        assert (request.problem.status, request.is_last, request.body) == (401, True, b"")
+
+    def test_a_body_without_a_length_is_refused_once_it_is_long(self) -> None:
+        pieces = [b"8000\r\n%b\r\n" % (b"x" * 0x8000)] * 2
+        nothing, gate = self.read(head("Transfer-Encoding: chunked"), *pieces)
+        assert (nothing, gate.asked) == ([], [])
+        (request,), _ = self.read(head("Transfer-Encoding: chunked"), *pieces, b"1\r\nx\r\n")
+        assert request.problem is not None
+        assert request.problem.status == 401
+
+    def test_who_asks_before_sending_is_told_at_once(self) -> None:
+        (request,), _ = self.read(head("Expect: 100-continue", "Content-Length: 3"))
+        assert request.problem is not None
+        assert request.problem.status == 401
+
+    def test_a_short_body_is_read_and_judged_by_the_handler(self) -> None:
+        (request,), gate = self.read(head("Content-Length: 3"), b"abc")
+        assert (request.problem, request.body, gate.asked) == (None, b"abc", [])
+
+    def test_it_is_asked_once_about_each_request(self) -> None:
+        one = head("Authorization: k", "Content-Length: 70000", "Expect: 100-continue") + b"x" * 70000
+        requests, gate = self.read(one[:100], one[100:], one)
+        assert [len(request.body) for request in requests] == [70000, 70000]
+        assert gate.asked == ["k", "k"]
 
 
 def seen(requests: list[Incoming]) -> list[tuple[str, str, str | None, bytes]]:

@@ -120,9 +120,19 @@ class Gateway:
         finally:
             self._observe(exchange.served())
 
+    def admit(self, headers: Mapping[str, str]) -> None:
+        """Refuse a request whose long body is still to come, if its answer would be 401 anyway.
+
+        Raises:
+            RequestRefused: 401 without a key, or with an unknown one.
+        """
+        if self._keys is not None:
+            self._holder(self._keys, headers)
+
     def _answer(self, incoming: Incoming, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
         """Return what answers a request through the parts; None if it has been answered here."""
         if incoming.problem is not None:
+            exchange.cors, _ = self._foreign(incoming.method, incoming.headers)  # a page may read it
             raise incoming.problem
         way = self._way_of(incoming.method, incoming.target, tuple(incoming.headers.items()))
         if way is None:
@@ -133,7 +143,7 @@ class Gateway:
             way.heading,
             incoming.body,
             client=incoming.peer,
-            tenant="" if self._keys is None else self._holder(self._keys, incoming),
+            tenant="" if self._keys is None else self._holder(self._keys, incoming.headers),
             arrived_s=incoming.received_s,
         )
         request = Request(
@@ -154,7 +164,7 @@ class Gateway:
         path = incoming.target.partition("?")[0]
         exchange.cors, answer = self._foreign(incoming.method, incoming.headers)
         if answer is None and path != HEALTH_PATH and self._keys is not None:
-            self._holder(self._keys, incoming)
+            self._holder(self._keys, incoming.headers)
         answer = answer or self._own(incoming.method, path)
         if answer is None:
             read_heading(incoming.target, incoming.headers)
@@ -204,13 +214,13 @@ class Gateway:
             raise RequestRefused(_FORBIDDEN, _NO_CHANGES)
         return None
 
-    def _holder(self, keys: Keys, incoming: Incoming) -> str:
+    def _holder(self, keys: Keys, headers: Mapping[str, str]) -> str:
         """Return whose key a request has.
 
         Raises:
             RequestRefused: 401 without a key, or with an unknown one.
         """
-        authorization = incoming.headers.get("authorization")
+        authorization = headers.get("authorization")
         if authorization is None:
             raise RequestRefused(_UNAUTHORISED, _NO_KEY)
         holder = keys.holder(authorization)

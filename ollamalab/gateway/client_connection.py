@@ -133,7 +133,7 @@ class ClientConnection(asyncio.Protocol):
         if is_tcp:  # asyncio's own loop leaves Nagle's algorithm on if the listener has no protocol number
             sock = transport.get_extra_info("socket")
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._reader = RequestReader(self._limits, peer[0] if is_tcp else "")
+        self._reader = RequestReader(self._limits, peer[0] if is_tcp else "", self._server.gate)
         server = self._server
         server.connections.add(self)
         if server.is_stopping:

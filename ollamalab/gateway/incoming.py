@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import msgspec
@@ -24,6 +25,12 @@ _NOT_IMPLEMENTED, _VERSION_NOT_SUPPORTED = 501, 505
 
 #: What llhttp says of a version that it does not speak, HTTP/2's preface included.
 _VERSION_REASONS = ("Invalid HTTP version", "Pause on PRI/Upgrade")
+#: Raises ``RequestRefused`` for headers whose request is not worth reading to the end.
+Gate = Callable[[Mapping[str, str]], None]
+
+#: Of a body, read before its request has to pass the gate: refused at its end, it costs no connection.
+_UNGATED_BYTES = 64 * 1024
+
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?([^/?#]*)(.*)", re.DOTALL)
 
 
@@ -57,6 +64,11 @@ class Incoming(msgspec.Struct):
 class RequestReader:
     """Turns a connection's bytes into requests.
 
+    Args:
+        limits: What one client may take.
+        peer: The client's address.
+        gate: Asked about a request with a long body before that is read; None lets everybody send it.
+
     Attributes:
         ready: Requests that are whole, first come first.
         is_over: Whether nothing more is read: the client announced its last request, or sent one that
@@ -69,10 +81,12 @@ class RequestReader:
 
     __slots__ = (
         "_body",
+        "_gate",
         "_head_again",
         "_head_bytes",
         "_header_count",
         "_headers",
+        "_is_gated",
         "_is_http_1_0",
         "_is_last",
         "_limits",
@@ -84,6 +98,7 @@ class RequestReader:
         "_peer",
         "_silent_bytes",
         "_target",
+        "_unchecked_bytes",
         "began_s",
         "has_head",
         "is_inside",
@@ -99,13 +114,15 @@ class RequestReader:
     _headers: dict[str, str]
     _body: bytes | bytearray
 
-    def __init__(self, limits: ServerLimits, peer: str) -> None:
+    def __init__(self, limits: ServerLimits, peer: str, gate: Gate | None = None) -> None:
         self.ready: deque[Incoming] = deque()
         self.is_over = False
         self.began_s = 0.0
+        self._gate = gate
         self._limits = limits
         self._max_header_bytes = limits.max_header_bytes
         self._max_headers = limits.max_headers
+        self._unchecked_bytes = min(_UNGATED_BYTES, limits.max_body_bytes)
         self._peer = peer
         self._now_s = 0.0
         self._head_again = b""
@@ -210,14 +227,15 @@ class RequestReader:
         coding, length = headers.get("transfer-encoding"), headers.pop("content-length", None)
         if coding is not None:
             self._check_coding(coding)
-        elif length is not None and int(length) > self._limits.max_body_bytes:
-            raise self._body_too_large()
+        elif length is not None:
+            self._check_length(int(length))
         if "expect" in headers and not self._is_http_1_0:
             if headers["expect"].lower() != "100-continue":
                 raise RequestRefused(
                     _EXPECTATION_FAILED, f"Expect: {headers['expect'][:80]} is not known here"
                 )
             self.wants_continue = coding is not None or (length or "0") != "0"
+            self._pass_gate()
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body."""
@@ -229,8 +247,8 @@ class RequestReader:
             self._body = bytearray(self._body + data)
         else:
             self._body += data  # not a list of pieces: a client that sends two bytes a time would fill it
-        if len(self._body) > self._limits.max_body_bytes:
-            raise self._body_too_large()
+        if len(self._body) > self._unchecked_bytes:
+            self._check_length(len(self._body))
 
     def on_message_complete(self) -> None:
         """Put the request with those that are whole."""
@@ -255,6 +273,7 @@ class RequestReader:
 
     def _expect_request(self) -> None:
         self.is_inside = self.has_head = self.wants_continue = False
+        self._is_gated = self._gate is not None
         self._is_last = self._is_http_1_0 = False
         self._method = ""
         self._target = b""
@@ -302,6 +321,18 @@ class RequestReader:
         if coding.lower() != "chunked":
             problem = f"Transfer-Encoding {coding[:80]!r} is not read here; send chunked or a Content-Length"
             raise RequestRefused(_NOT_IMPLEMENTED, problem)
+
+    def _check_length(self, least_bytes: int) -> None:
+        """Judge a request by how long its body is at least."""
+        if least_bytes > self._limits.max_body_bytes:
+            raise self._body_too_large()
+        if least_bytes > _UNGATED_BYTES:
+            self._pass_gate()
+
+    def _pass_gate(self) -> None:
+        if self._is_gated and self._gate is not None:
+            self._is_gated = False
+            self._gate(self._headers)
 
     def _headers_too_large(self) -> RequestRefused:
         limit = self._limits.max_header_bytes

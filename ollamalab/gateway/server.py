@@ -9,11 +9,11 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from ollamalab.gateway.client_connection import ClientConnection, Handler
-from ollamalab.gateway.incoming import Incoming
+from ollamalab.gateway.incoming import Gate, Incoming
 from ollamalab.gateway.outgoing import Outgoing
 from ollamalab.settings.limits import ServerLimits
 
-__all__ = ["Handler", "HttpServer", "Incoming", "Outgoing", "ServerLimits"]
+__all__ = ["Gate", "Handler", "HttpServer", "Incoming", "Outgoing", "ServerLimits"]
 
 _SWEEP_INTERVAL_S = 1.0
 _WAITING_TO_BE_ACCEPTED = 1024
@@ -26,10 +26,14 @@ class HttpServer:
         handler: Answers one request; it is cancelled when its client hangs up. A request whose
             ``problem`` is set wants that problem as its answer.
         limits: What one client may take.
+        gate: Asked about a request with a long body before that is read; None lets everybody send it.
     """
 
-    def __init__(self, handler: Handler, limits: ServerLimits | None = None) -> None:
+    def __init__(
+        self, handler: Handler, limits: ServerLimits | None = None, gate: Gate | None = None
+    ) -> None:
         self.handler = handler
+        self.gate = gate
         self.limits = limits or ServerLimits()
         self.is_stopping = False
         self.connections: set[ClientConnection] = set()
