@@ -16,7 +16,7 @@ from ollamalab.hosts import open_target
 from ollamalab.lab import PromptShape, Streams, Subject
 from ollamalab.lab.streams import StreamCost, batching_gateway, gaps_summary
 from ollamalab.lab.trials import run_visits
-from ollamalab.records import Outcome, RequestRecord
+from ollamalab.records import Outcome, RequestRecord, ServerTimings
 from ollamalab.scripted import Script, ScriptedServer
 
 TOKENS = 41
@@ -108,6 +108,18 @@ def test_pauses_are_those_of_the_reader() -> None:
     assert gaps_summary([grouped]).n == 3
     trials = lab.Trials(arms=("a",), records=(replace(grouped, arm="a"),))
     assert lab.chunk_gaps(trials, ["a"])["value"].tolist() == [3000.0, 0.0, 500.0]
+
+
+def test_streams_that_waited_for_a_slot_are_told_since_no_grouping_delayed_them() -> None:
+    """Seven of eight streams wait on a server with one slot; a URL does not say how many it has."""
+    waited = ServerTimings(total_s=2.0, load_s=0.0, prompt_eval_s=0.1, eval_s=0.4)
+    at_once = ServerTimings(total_s=0.51, load_s=0.0, prompt_eval_s=0.1, eval_s=0.4)
+    many = [done("off, 8 streams", server=waited if stream else at_once) for stream in range(8)]
+    one = [done("off, 1 stream", server=at_once)]
+    table = lab.delays_table(lab.Trials(arms=("off, 1 stream", "off, 8 streams"), records=(*one, *many)))
+    assert table.caption.endswith("first tokens tell of that: off, 8 streams (88%).")
+    alone = lab.delays_table(lab.Trials(arms=("off, 1 stream",), records=tuple(one)))
+    assert alone.caption.endswith("n/a where n cannot carry a percentile.")
 
 
 def test_a_cost_is_told_per_chunk_and_only_where_there_is_one(server: Subject) -> None:

@@ -31,7 +31,7 @@ from ollamalab.hosts.web import get_json
 from ollamalab.lab.sentences import plural, result_text
 from ollamalab.lab.subject import PromptShape, Subject
 from ollamalab.lab.trials import Statistic, Trials, Visitor, mean_of
-from ollamalab.loadgen import LoadGenerator, LoadSettings
+from ollamalab.loadgen import LoadGenerator, LoadSettings, waiting_ratio
 from ollamalab.metrics import (
     PERCENTILES,
     Summary,
@@ -51,6 +51,7 @@ from ollamalab.workload import chat_body, draw_prompt, inference_request, text_p
 
 _STATUS_TIMEOUT_S = 10.0
 _SCRIPTED_TOKENS = 12
+_MOST = 0.5  # of an arm's streams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -308,8 +309,18 @@ def delays_table(trials: Trials) -> Table:
         ],
         rows,
         caption="n gaps between chunks of text, at the client; 0 where two came in one read. First token and "
-        "longest pause: means over the streams. n/a where n cannot carry a percentile.",
+        "longest pause: means over the streams. n/a where n cannot carry a percentile."
+        + _queued_text(trials),
     )
+
+
+def _queued_text(trials: Trials) -> str:
+    """Return in which arms most streams waited for a slot, as on a server that has fewer than there are."""
+    waits = {arm: waiting_ratio(trials.of(arm)) or 0.0 for arm in trials.arms}
+    queued = [f"{arm} ({wait:.0%})" for arm, wait in waits.items() if wait > _MOST]
+    if not queued:
+        return ""
+    return f" Streams waited for a slot of the server, and first tokens tell of that: {', '.join(queued)}."
 
 
 def costs_table(trials: Trials, streams: Streams) -> Table:
