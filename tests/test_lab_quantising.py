@@ -19,6 +19,7 @@ from ollamalab.embedded.models import DEFAULT_MODEL
 from ollamalab.errors import BadReply, SamplerUnavailable, UpstreamUnavailable
 from ollamalab.hosts import open_target
 from ollamalab.lab import Launches, Memory, PromptShape, Scored, Subject, TokenScore, Trials, Variant
+from ollamalab.lab.guesses import Guess
 from ollamalab.lab.quantising import engine_of, variant_names
 from ollamalab.lab.scoring import agreement, foretold, perplexity, scoring_body, sentences_of
 from ollamalab.metrics import decode_tokens_per_s, stages
@@ -108,6 +109,57 @@ async def variants() -> AsyncIterator[dict[str, Variant]]:
             "Q4_1": plain,
             "Q8_0": replace(plain, name="Q8_0", subject=derived, derived_from=f"{DEFAULT_MODEL} Q4_1"),
         }
+
+
+async def test_a_server_without_a_known_engine_tells_first_choices_word_by_word(
+    variants: dict[str, Variant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the API, the words foretold are those that the engine foretells token by token."""
+    by_tokens = await lab.score_variants(variants, TEXT)
+
+    async def unknown(_: Subject) -> None:
+        raise SamplerUnavailable("its API does not tell its engines")
+
+    monkeypatch.setattr("ollamalab.lab.quality.engine_of", unknown)
+    by_words = await lab.score_variants(variants, TEXT)
+    assert by_words.words_only == "its API does not tell its engines"
+    assert not by_words.not_run
+    for name, guesses in by_words.scores.items():
+        assert "".join(each.text for each in guesses) == TEXT.removeprefix("A")
+        words = [each for each in by_tokens.scores[name] if each.text.startswith(" ")]
+        assert [each.is_foretold for each in guesses] == [each.is_foretold for each in words]
+        assert any(each.is_foretold for each in guesses)
+        assert perplexity(guesses) is None
+
+
+def guess(text: str, best: str) -> Guess:
+    return Guess(text=text, best=best)
+
+
+def test_a_word_is_foretold_by_the_token_that_it_begins_with() -> None:
+    assert guess(" boils", " boil").is_foretold
+    assert guess(" boils", " boils").is_foretold
+    assert not guess(" boils", " boiled").is_foretold
+    assert not guess(" boils", " ").is_foretold  # says nothing of the word
+    assert not guess(" boils", "").is_foretold  # the model would have ended here
+
+
+def test_what_words_alone_tell_is_agreement_and_no_perplexity(variants: dict[str, Variant]) -> None:
+    sure = [guess(" a", " a"), guess(" b.", " b")]
+    scores = {"Q4_1": sure * 8, "Q8_0": [sure[0], guess(" b.", " c")] * 8}
+    scored = Scored(scores=scores, not_run={}, words_only="no engine is known")
+    table = lab.quality_table(scored, reference="Q4_1")
+    (_, same, unknown, ratio, right, n) = next(row for row in table.rows if row[0] == "Q8_0")
+    assert isinstance(same, tuple)
+    assert isinstance(right, tuple)
+    assert (same[0], unknown, right[0], n) == (0.5, None, 0.5, 16)
+    assert ratio is None or ratio == (None, None, None)
+    assert "n words" in table.caption
+    originals = {name: replace(variant, derived_from=None) for name, variant in variants.items()}
+    sentence = lab.agreement_sentence(scored, originals, arm="Q8_0", reference="Q4_1")
+    assert sentence.startswith("Q8_0 and Q4_1 have the same first choice at 50% of 16 places")
+    assert "perplexity" not in sentence
+    assert "no engine is known" in (lab.why_no_quality(originals["Q8_0"], scored) or "")
 
 
 async def test_a_score_is_what_the_model_says_without_any_grammar(variants: dict[str, Variant]) -> None:

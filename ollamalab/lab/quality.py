@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from ollamalab.compare import Comparison
 from ollamalab.errors import SamplerUnavailable, UpstreamError
 from ollamalab.lab.frames import sweep_points
+from ollamalab.lab.guesses import guess_words
 from ollamalab.lab.quantising import Memory, Variant, engine_of
 from ollamalab.lab.scoring import (
     PASSAGE,
-    TokenScore,
+    Place,
     agreement,
     compare_perplexity,
     foretold,
@@ -21,11 +22,23 @@ from ollamalab.lab.scoring import (
     score_text,
 )
 from ollamalab.lab.sentences import result_text
+from ollamalab.lab.subject import Subject
 from ollamalab.lab.trials import Statistic, Trials, not_run_text
 from ollamalab.metrics import Share
 from ollamalab.report import Column, Table
 
 _MB = 1e6
+
+_BY_TOKENS = (
+    "n tokens of a text of ours, each told with all before it known. Shares with 95 % Wilson "
+    "intervals; × with the sentences as pairs (Hodges–Lehmann, exact 95 % interval). Text foretold: the "
+    "model's first choice was the text's own word."
+)
+_BY_WORDS = (
+    "n words of a text of ours, before each of which the model was asked through the API for the one token "
+    "with which it would go on. Shares with 95 % Wilson intervals. Text foretold: the word begins with that "
+    "token. Perplexity: n/a, since the API does not tell how probable a given text is."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,23 +47,44 @@ class Scored:
 
     Attributes:
         scores: By variant.
-        not_run: Variants whose engine could not be asked, with the reason.
+        not_run: Variants that could not be asked, with the reason.
+        words_only: Why they told their first choices alone, word by word; None if they told all.
     """
 
-    scores: Mapping[str, Sequence[TokenScore]]
+    scores: Mapping[str, Sequence[Place]]
     not_run: Mapping[str, str]
+    words_only: str | None = None
 
 
 async def score_variants(variants: Mapping[str, Variant], text: str = PASSAGE) -> Scored:
-    """Let every variant foretell the same text, one after the other; see ``scoring``."""
-    scores: dict[str, Sequence[TokenScore]] = {}
+    """Let every variant foretell the same text, one after the other.
+
+    Engines are asked token by token (``scoring``). If a server does not let its engine be known, all are
+    asked word by word through the API (``guesses``), so that they stay comparable.
+    """
+
+    async def by_tokens(subject: Subject) -> Sequence[Place]:
+        await subject.client.preload(subject.model)
+        return await score_text((await engine_of(subject)).url, text)
+
+    async def by_words(subject: Subject) -> Sequence[Place]:
+        return await guess_words(subject.client, subject.model, text)
+
+    try:
+        return await _ask_each(variants, by_tokens)
+    except SamplerUnavailable as error:
+        return replace(await _ask_each(variants, by_words), words_only=str(error))
+
+
+async def _ask_each(
+    variants: Mapping[str, Variant], ask: Callable[[Subject], Awaitable[Sequence[Place]]]
+) -> Scored:
+    scores: dict[str, Sequence[Place]] = {}
     not_run = {}
     for name, variant in variants.items():
-        subject = variant.subject
         try:
-            await subject.client.preload(subject.model)
-            scores[name] = await score_text((await engine_of(subject)).url, text)
-        except (SamplerUnavailable, UpstreamError) as error:
+            scores[name] = await ask(variant.subject)
+        except UpstreamError as error:
             not_run[name] = str(error)
     return Scored(scores=scores, not_run=not_run)
 
@@ -83,9 +117,7 @@ def quality_table(scored: Scored, *, reference: str) -> Table:
         f"Foretelling the same text, against {reference}",
         columns,
         rows,
-        caption="n tokens of a text of ours, each told with all before it known. Shares with 95 % Wilson "
-        "intervals; × with the sentences as pairs (Hodges–Lehmann, exact 95 % interval). Text foretold: the "
-        "model's first choice was the text's own word.",
+        caption=_BY_WORDS if scored.words_only else _BY_TOKENS,
     )
 
 
@@ -99,6 +131,11 @@ def why_no_quality(variant: Variant, scored: Scored) -> str | None:
         )
     if reason := scored.not_run.get(variant.name):
         return f"the quality half of the claim; {reason}"
+    if scored.words_only:
+        return (
+            f"the quality half of the claim; {scored.words_only}, and Ollama's API tells first choices, not "
+            "how probable a given text is; target=ollama tells it"
+        )
     return None
 
 
@@ -151,10 +188,11 @@ def agreement_sentence(scored: Scored, variants: Mapping[str, Variant], *, arm: 
     if missing := scored.not_run.get(arm) or scored.not_run.get(reference):
         return f"Agreement of {arm} and {reference}: {not_run_text(missing)}."
     share = agreement(scored.scores[arm], scored.scores[reference])
-    ratio = perplexity(scored.scores[arm]) / perplexity(scored.scores[reference])
+    own, other = perplexity(scored.scores[arm]), perplexity(scored.scores[reference])
+    ratio = f"; perplexity {own / other:.2f}×" if own is not None and other is not None else ""
     derived = variants[arm].derived_from is not None
     meaning = " It was derived, so this is agreement, not quality." if derived else ""
     return (
         f"{arm} and {reference} have the same first choice at {share.ratio:.0%} of {share.of} places (95 % "
-        f"interval {share.low:.0%}–{share.high:.0%}); perplexity {ratio:.2f}×.{meaning}"
+        f"interval {share.low:.0%}–{share.high:.0%}){ratio}.{meaning}"
     )

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -44,6 +44,30 @@ _OK = 200
 Reply = TypeVar("Reply")
 
 
+class Place(Protocol):
+    """One place of the text, as a model saw it coming."""
+
+    @property
+    def text(self) -> str:
+        """What stands there."""
+        ...
+
+    @property
+    def best(self) -> Hashable:
+        """What the model held most probable there."""
+        ...
+
+    @property
+    def is_foretold(self) -> bool:
+        """Whether that is what stands there."""
+        ...
+
+    @property
+    def logprob(self) -> float | None:
+        """Natural logarithm of the probability that the model gave the text; None if it is not told."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenScore:
     """One token of the text, as a model saw it coming.
@@ -59,6 +83,16 @@ class TokenScore:
     text: str
     logprob: float
     best_id: int
+
+    @property
+    def best(self) -> int:
+        """Token that the model held most probable."""
+        return self.best_id
+
+    @property
+    def is_foretold(self) -> bool:
+        """Whether that is the text's token."""
+        return self.best_id == self.token_id
 
 
 class _Token(msgspec.Struct):
@@ -130,31 +164,33 @@ def scoring_body(tokens: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def perplexity(scores: Iterable[TokenScore]) -> float:
-    """Return exp(-mean log probability) of one token or more."""
-    return math.exp(-fmean(score.logprob for score in scores))
+def perplexity(scores: Iterable[Place]) -> float | None:
+    """Return exp(-mean log probability) of one place or more; None if a probability is not told."""
+    logprobs = [score.logprob for score in scores]
+    known = [logprob for logprob in logprobs if logprob is not None]
+    return math.exp(-fmean(known)) if len(known) == len(logprobs) else None
 
 
-def foretold(scores: Sequence[TokenScore]) -> Share:
-    """Return at how many places the model's first choice was the text's own token."""
-    return wilson_share(sum(score.best_id == score.token_id for score in scores), len(scores))
+def foretold(scores: Sequence[Place]) -> Share:
+    """Return at how many places the model's first choice was the text's own."""
+    return wilson_share(sum(score.is_foretold for score in scores), len(scores))
 
 
-def agreement(scores: Sequence[TokenScore], reference: Sequence[TokenScore]) -> Share:
+def agreement(scores: Sequence[Place], reference: Sequence[Place]) -> Share:
     """Return at how many places two models have the same first choice; its interval is Wilson's.
 
     Raises:
         BadReply: They split the text into different tokens, so they are not variants of one model.
     """
-    if [score.token_id for score in scores] != [score.token_id for score in reference]:
+    if [score.text for score in scores] != [score.text for score in reference]:
         raise BadReply("the models split the text differently; are they variants of one model?")
-    same = sum(one.best_id == other.best_id for one, other in zip(scores, reference, strict=True))
+    same = sum(one.best == other.best for one, other in zip(scores, reference, strict=True))
     return wilson_share(same, len(scores))
 
 
-def sentences_of(scores: Iterable[TokenScore]) -> list[list[TokenScore]]:
-    """Return the tokens sentence by sentence; a full stop ends one."""
-    found: list[list[TokenScore]] = [[]]
+def sentences_of(scores: Iterable[Place]) -> list[list[Place]]:
+    """Return the places sentence by sentence; a full stop ends one."""
+    found: list[list[Place]] = [[]]
     for score in scores:
         if found[-1] and "." in found[-1][-1].text:
             found.append([])
@@ -163,7 +199,7 @@ def sentences_of(scores: Iterable[TokenScore]) -> list[list[TokenScore]]:
 
 
 def compare_perplexity(
-    scores: Mapping[str, Sequence[TokenScore]], *, arm: str, baseline: str, is_primary: bool
+    scores: Mapping[str, Sequence[Place]], *, arm: str, baseline: str, is_primary: bool
 ) -> Comparison:
     """Return one model's perplexity against another's, with the sentences as pairs.
 
