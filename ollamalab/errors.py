@@ -32,6 +32,13 @@ class OllamaLabError(Exception):
     """Base of all our exceptions; never raised itself."""
 
 
+class NotRun(OllamaLabError):
+    """An experiment has nothing to measure on its target; the message says why, and what it wants instead.
+
+    A batch that meets it goes on and calls the experiment *not run*, not failed.
+    """
+
+
 class SettingsError(OllamaLabError):
     """A setting, option or parameter is not usable; the message names it and its value."""
 

@@ -38,6 +38,11 @@ FAILING = """
 raise ValueError("no answer\\nfrom there")
 """
 
+ELSEWHERE = """
+from ollamalab.errors import NotRun
+raise NotRun("http://gpu1 is one server; name others in peers")
+"""
+
 #: The first time it tells its process, then waits until it is interrupted, and says that it cleaned up.
 WAITING = """
 # papermill_description=wait
@@ -105,6 +110,26 @@ def test_one_failing_notebook_does_not_stop_the_rest(
     assert "its process died without a word" in lines[3]
     assert "2 done, 2 failed · results/" in lines[5]
     assert done.stderr == ""
+
+
+def test_what_has_nothing_to_measure_here_is_not_run_and_no_failure(tmp_path: Path) -> None:
+    """Exit status 0, the reason on its line and in the report; a resumed run does not try it again."""
+    add_notebook(tmp_path, "09_elsewhere", ELSEWHERE)
+    add_notebook(tmp_path, "15_report", REPORT)
+    done = ollamalab(tmp_path, "run")
+    assert (done.returncode, done.stderr) == (0, "")
+    reason = "http://gpu1 is one server; name others in peers"
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("– 09_elsewhere"))
+    assert line.endswith(f"not run: {reason}")
+    assert "1 done, 1 not run · results/" in done.stdout
+    folder = only_run(tmp_path)
+    assert read_manifest(folder).experiments == {"09_elsewhere": "not run", "15_report": "done"}
+    page = (folder / "report.html").read_text()
+    assert f"<b>Not run.</b> {reason}" in page
+    assert "Failed in" not in page
+    again = ollamalab(tmp_path, "run", "--resume")
+    assert again.returncode == 2
+    assert "no unfinished run" in again.stderr
 
 
 def test_a_run_leaves_what_the_contract_names(

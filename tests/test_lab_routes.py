@@ -15,7 +15,7 @@ from ollama_standin import serving
 
 from ollamalab import lab
 from ollamalab.compare import Visit
-from ollamalab.errors import SettingsError
+from ollamalab.errors import NotRun, SettingsError
 from ollamalab.hosts import EngineProcess, open_target
 from ollamalab.lab import PromptShape, Routes, Subject, Trials, Workload
 from ollamalab.lab.routes import largest_share, loads, routed
@@ -181,7 +181,7 @@ async def test_tokens_count_only_where_every_server_tells(
 async def test_what_cannot_be_opened_is_told(instances: list[Subject]) -> None:
     url = instances[0].target.url
     experiment = lab_of(EXPERIMENT)
-    with pytest.raises(SettingsError, match="peers"):
+    with pytest.raises(NotRun, match="is one server; name others in peers"):
         await lab.open_instances(experiment, url, MODEL, ServerSettings(), count=2)
     with pytest.raises(SettingsError, match="gpus"):
         await lab.open_instances(experiment, "embedded", MODEL, ServerSettings(), count=2, gpus=[[0]])

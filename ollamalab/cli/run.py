@@ -21,6 +21,9 @@ _Results = Annotated[
 ]
 
 
+_STATES = ("done", "failed", "not run", "waiting")  # in the order in which they are summed up
+
+
 @app.command()
 def run(
     experiments: Annotated[
@@ -72,7 +75,7 @@ def run(
     if result.interrupted:
         console.print("Interrupted; `ollamalab run --resume` with the same options finishes it.")
         raise typer.Exit(EXIT_INTERRUPTED)
-    if any(state != "done" for state in result.states.values()):
+    if not batch.OVER.issuperset(result.states.values()):
         raise typer.Exit(EXIT_FINDING)
 
 
@@ -115,7 +118,7 @@ def report_run(
 
 def _summarise(result: BatchResult, console: Console) -> None:
     states = list(result.states.values())
-    words = [f"{states.count(state)} {state}" for state in ("done", "failed", "waiting") if state in states]
+    words = [f"{states.count(state)} {state}" for state in _STATES if state in states]
     console.print(f"{', '.join(words)} · {_shown(result.report)}", soft_wrap=True)
 
 

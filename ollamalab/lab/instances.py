@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from ollamalab.errors import SettingsError
+from ollamalab.errors import NotRun, SettingsError
 from ollamalab.lab.experiment import Lab
 from ollamalab.lab.fronts import free_port
 from ollamalab.lab.models import have_models, is_ours
@@ -46,15 +46,15 @@ async def open_instances(
         others: More models that all of them have.
 
     Raises:
-        SettingsError: GPUs are given for another number of instances, or for servers that are not ours;
-            or a URL comes alone.
+        NotRun: A URL comes alone.
+        SettingsError: GPUs are given for another number of instances, or for servers that are not ours.
         TargetError: One does not start or answer, or lacks a model.
     """
     ours = is_ours(target)
     if gpus and (not ours or len(gpus) != count):
         raise SettingsError(f"gpus needs a list for each of {count} instances of ours, got {gpus!r}")
     if not ours and not peers:
-        raise SettingsError(f"{target} is one server; name others in peers, such as [http://gpu2:11434]")
+        raise NotRun(f"{target} is one server; name others in peers, such as [http://gpu2:11434]")
     if not ours:
         urls = (target, *peers)
         return [

@@ -41,7 +41,8 @@ _PARTS = {
     "model": "In the choice of the model",
 }
 
-_STATES = {"done": "done", "failed": "failed", "running": "cut off", "waiting": "not run"}
+#: How the report calls a state, where not by its name.
+_STATES = {"running": "cut off", "waiting": "not run"}
 
 
 def write_report(folder: Path, target: Path | None = None) -> Path:
@@ -141,6 +142,7 @@ def _section(run: Run, name: str, judged: list[Judged]) -> dict[str, Any]:
         "state": _STATES.get(state, state),
         "took": _duration(execution.seconds if execution else None),
         "failure": execution.failure if execution and state == "failed" else None,
+        "not_run": execution.not_run if execution and state == "not run" else None,
         "notebook": path.name if path.is_file() else None,
         "file": experiment.file if experiment else None,
         "figures": [

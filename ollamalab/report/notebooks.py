@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ollamalab.errors import RunError
+from ollamalab.errors import NotRun, RunError
 
 _DESCRIPTION = "papermill_description="
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -61,10 +61,12 @@ class Execution:
     Attributes:
         seconds: How long it took; None if it was cut off.
         failure: Where it failed; None if it ran through.
+        not_run: Why it has nothing to measure on its target, if that ended it; None if it did not.
     """
 
     seconds: float | None
     failure: Failure | None
+    not_run: str | None = None
 
 
 def read_notebook(path: Path) -> dict[str, Any]:
@@ -122,7 +124,11 @@ def cell_name(cell: dict[str, Any]) -> str:
 def execution_of(notebook: dict[str, Any]) -> Execution:
     """Return how the execution that left this notebook went, from papermill's notes and the outputs."""
     notes = notebook["metadata"].get("papermill", {})
-    return Execution(seconds=notes.get("duration"), failure=_failure(notebook))
+    seconds, failure = notes.get("duration"), _failure(notebook)
+    kind, _, reason = failure.error.partition(": ") if failure else ("", "", "")
+    if kind == NotRun.__name__:
+        return Execution(seconds=seconds, failure=None, not_run=reason)
+    return Execution(seconds=seconds, failure=failure)
 
 
 def _failure(notebook: dict[str, Any]) -> Failure | None:

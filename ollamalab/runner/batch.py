@@ -37,6 +37,9 @@ from ollamalab.runner.kernels import Kernel
 from ollamalab.runner.plan import Plan, Task
 from ollamalab.runner.progress import BatchView
 
+#: States of experiments that a resumed run does not take up again.
+OVER = frozenset({"done", "not run"})
+
 #: How long an interrupted cell may take to clean up before its kernel is ended.
 _GRACE_S = 15.0
 
@@ -47,7 +50,7 @@ class BatchResult:
 
     Attributes:
         folder: The run's folder.
-        states: Experiment to "done", "failed" or "waiting".
+        states: Experiment to "done", "failed", "not run" or "waiting".
         report: The HTML report.
         interrupted: Whether Ctrl-C ended it early.
     """
@@ -95,7 +98,7 @@ def find_unfinished(plan: Plan, results: Path) -> Path:
         except RunError:
             continue  # damaged or from a newer version: not ours to finish
         same = manifest.profile == plan.profile and manifest.parameters == plan.parameters
-        if same and any(state != "done" for state in manifest.experiments.values()):
+        if same and not OVER.issuperset(manifest.experiments.values()):
             if manifest.commit == commit:
                 return folder
             other = other or f"{folder.name} is unfinished, but of commit {_short(manifest.commit)}, not of "
@@ -111,8 +114,8 @@ def _short(commit: str | None) -> str:
 
 
 def remaining(plan: Plan, manifest: Manifest) -> list[Task]:
-    """Return what is left to do: all that is not done, then the collecting notebook once more."""
-    left = [task for task in plan.tasks if manifest.experiments.get(task.name) != "done"]
+    """Return what is left to do: all that is not over, then the collecting notebook once more."""
+    left = [task for task in plan.tasks if manifest.experiments.get(task.name) not in OVER]
     return [task for task in plan.tasks if task in left or (left and task.notebook.collects)]
 
 
@@ -205,7 +208,7 @@ def _execute(task: Task, folder: Path, view: BatchView, stop: _Stop) -> tuple[st
         stop.kernel = None
     if stop.asked:
         return "waiting", execution
-    return ("failed" if execution.failure else "done"), execution
+    return ("not run" if execution.not_run else "failed" if execution.failure else "done"), execution
 
 
 def _note(folder: Path, manifest: Manifest, task: Task, state: str) -> Manifest:

@@ -15,7 +15,7 @@ from ollamalab.report.notebooks import Execution
 from ollamalab.runner.estimate import estimate
 from ollamalab.runner.plan import Task
 
-_MARKS = {"done": "[green]✓[/]", "failed": "[red]✕[/]", "waiting": "[yellow]–[/]"}
+_MARKS = {"done": "[green]✓[/]", "failed": "[red]✕[/]", "not run": "–", "waiting": "[yellow]–[/]"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +108,8 @@ class BatchView:
         line = f"{_MARKS[state]} {task.name.ljust(self._width)}  {taken_s:5.0f} s"
         if state == "waiting":
             line += "  interrupted"
+        elif execution and execution.not_run:
+            line += f"  not run: {escape(execution.not_run)}"
         elif execution and execution.failure:
             failure = execution.failure
             line += f"  {escape(failure.cell)}: [red]{escape(failure.error)}[/]"
