@@ -21,9 +21,6 @@ _Results = Annotated[
 ]
 
 
-_STATES = ("done", "failed", "not run", "waiting")  # in the order in which they are summed up
-
-
 @app.command()
 def run(
     experiments: Annotated[
@@ -117,8 +114,10 @@ def report_run(
 
 
 def _summarise(result: BatchResult, console: Console) -> None:
+    from ollamalab.runner.progress import MARKS
+
     states = list(result.states.values())
-    words = [f"{states.count(state)} {state}" for state in _STATES if state in states]
+    words = [f"{states.count(state)} {state}" for state in MARKS if state in states]
     console.print(f"{', '.join(words)} · {_shown(result.report)}", soft_wrap=True)
 
 

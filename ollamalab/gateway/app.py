@@ -120,14 +120,21 @@ class Gateway:
         finally:
             self._observe(exchange.served())
 
-    def admit(self, headers: Mapping[str, str]) -> None:
-        """Refuse a request whose long body is still to come, if its answer would be 401 anyway.
+    def holder(self, headers: Mapping[str, str]) -> str:
+        """Return whose key a request has; "" where no keys are wanted.
 
         Raises:
             RequestRefused: 401 without a key, or with an unknown one.
         """
-        if self._keys is not None:
-            self._holder(self._keys, headers)
+        if self._keys is None:
+            return ""
+        authorization = headers.get("authorization")
+        if authorization is None:
+            raise RequestRefused(_UNAUTHORISED, _NO_KEY)
+        holder = self._keys.holder(authorization)
+        if holder is None:
+            raise RequestRefused(_UNAUTHORISED, _WRONG_KEY)
+        return holder
 
     def _answer(self, incoming: Incoming, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
         """Return what answers a request through the parts; None if it has been answered here."""
@@ -143,7 +150,7 @@ class Gateway:
             way.heading,
             incoming.body,
             client=incoming.peer,
-            tenant="" if self._keys is None else self._holder(self._keys, incoming.headers),
+            tenant=self.holder(incoming.headers),
             arrived_s=incoming.received_s,
         )
         request = Request(
@@ -163,8 +170,8 @@ class Gateway:
         """
         path = incoming.target.partition("?")[0]
         exchange.cors, answer = self._foreign(incoming.method, incoming.headers)
-        if answer is None and path != HEALTH_PATH and self._keys is not None:
-            self._holder(self._keys, incoming.headers)
+        if answer is None and path != HEALTH_PATH:
+            self.holder(incoming.headers)
         answer = answer or self._own(incoming.method, path)
         if answer is None:
             read_heading(incoming.target, incoming.headers)
@@ -213,20 +220,6 @@ class Gateway:
         if endpoint is not None and endpoint.kind is Kind.CHANGE and not self._is_admin:
             raise RequestRefused(_FORBIDDEN, _NO_CHANGES)
         return None
-
-    def _holder(self, keys: Keys, headers: Mapping[str, str]) -> str:
-        """Return whose key a request has.
-
-        Raises:
-            RequestRefused: 401 without a key, or with an unknown one.
-        """
-        authorization = headers.get("authorization")
-        if authorization is None:
-            raise RequestRefused(_UNAUTHORISED, _NO_KEY)
-        holder = keys.holder(authorization)
-        if holder is None:
-            raise RequestRefused(_UNAUTHORISED, _WRONG_KEY)
-        return holder
 
 
 def _elsewhere(method: str, path: str) -> Whole | None:

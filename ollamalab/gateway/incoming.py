@@ -25,13 +25,14 @@ _NOT_IMPLEMENTED, _VERSION_NOT_SUPPORTED = 501, 505
 
 #: What llhttp says of a version that it does not speak, HTTP/2's preface included.
 _VERSION_REASONS = ("Invalid HTTP version", "Pause on PRI/Upgrade")
-#: Raises ``RequestRefused`` for headers whose request is not worth reading to the end.
-Gate = Callable[[Mapping[str, str]], None]
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?([^/?#]*)(.*)", re.DOTALL)
+
 
 #: Of a body, read before its request has to pass the gate: refused at its end, it costs no connection.
 _UNGATED_BYTES = 64 * 1024
 
-_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?([^/?#]*)(.*)", re.DOTALL)
+#: Raises ``RequestRefused`` for headers whose request is not worth reading to the end.
+Gate = Callable[[Mapping[str, str]], object]
 
 
 class Incoming(msgspec.Struct):
@@ -82,11 +83,11 @@ class RequestReader:
     __slots__ = (
         "_body",
         "_gate",
+        "_gate_ahead",
         "_head_again",
         "_head_bytes",
         "_header_count",
         "_headers",
-        "_is_gated",
         "_is_http_1_0",
         "_is_last",
         "_limits",
@@ -273,7 +274,7 @@ class RequestReader:
 
     def _expect_request(self) -> None:
         self.is_inside = self.has_head = self.wants_continue = False
-        self._is_gated = self._gate is not None
+        self._gate_ahead = self._gate
         self._is_last = self._is_http_1_0 = False
         self._method = ""
         self._target = b""
@@ -330,9 +331,9 @@ class RequestReader:
             self._pass_gate()
 
     def _pass_gate(self) -> None:
-        if self._is_gated and self._gate is not None:
-            self._is_gated = False
-            self._gate(self._headers)
+        gate, self._gate_ahead = self._gate_ahead, None
+        if gate is not None:
+            gate(self._headers)
 
     def _headers_too_large(self) -> RequestRefused:
         limit = self._limits.max_header_bytes

@@ -69,7 +69,7 @@ async def opened(settings: GatewaySettings) -> AsyncIterator[Running]:
                 is_admin=settings.is_admin,
                 observe=traffic.observe,
             )
-            server = HttpServer(gateway.handle, settings.limits, gate=gateway.admit)
+            server = HttpServer(gateway.handle, settings.limits, gate=gateway.holder)
             started_s = time.perf_counter()
 
             def snapshot() -> Snapshot:

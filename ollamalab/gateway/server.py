@@ -13,7 +13,7 @@ from ollamalab.gateway.incoming import Gate, Incoming
 from ollamalab.gateway.outgoing import Outgoing
 from ollamalab.settings.limits import ServerLimits
 
-__all__ = ["Gate", "Handler", "HttpServer", "Incoming", "Outgoing", "ServerLimits"]
+__all__ = ["Handler", "HttpServer", "Incoming", "Outgoing", "ServerLimits"]
 
 _SWEEP_INTERVAL_S = 1.0
 _WAITING_TO_BE_ACCEPTED = 1024

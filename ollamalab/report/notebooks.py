@@ -47,11 +47,18 @@ class Failure:
 
     Attributes:
         cell: Number and name of the failing cell.
-        error: Kind and message, in one line.
+        kind: Name of the exception.
+        message: What it says, in one line; may be "".
     """
 
     cell: str
-    error: str
+    kind: str
+    message: str
+
+    @property
+    def error(self) -> str:
+        """Kind and message, in one line."""
+        return f"{self.kind}: {self.message}" if self.message else self.kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +132,8 @@ def execution_of(notebook: dict[str, Any]) -> Execution:
     """Return how the execution that left this notebook went, from papermill's notes and the outputs."""
     notes = notebook["metadata"].get("papermill", {})
     seconds, failure = notes.get("duration"), _failure(notebook)
-    kind, _, reason = failure.error.partition(": ") if failure else ("", "", "")
-    if kind == NotRun.__name__:
-        return Execution(seconds=seconds, failure=None, not_run=reason)
+    if failure is not None and failure.kind == NotRun.__name__:
+        return Execution(seconds=seconds, failure=None, not_run=failure.message)
     return Execution(seconds=seconds, failure=failure)
 
 
@@ -142,6 +148,7 @@ def _failure(notebook: dict[str, Any]) -> Failure | None:
                 message = " ".join(message.split())
                 return Failure(
                     cell=f"code cell {number} ({cell_name(cell)})",
-                    error=f"{output.get('ename', 'error')}: {message}" if message else str(output["ename"]),
+                    kind=str(output.get("ename", "error")),
+                    message=message,
                 )
     return None

@@ -15,7 +15,8 @@ from ollamalab.report.notebooks import Execution
 from ollamalab.runner.estimate import estimate
 from ollamalab.runner.plan import Task
 
-_MARKS = {"done": "[green]✓[/]", "failed": "[red]✕[/]", "not run": "–", "waiting": "[yellow]–[/]"}
+#: State of an experiment to its mark, in the order in which states are summed up.
+MARKS = {"done": "[green]✓[/]", "failed": "[red]✕[/]", "not run": "–", "waiting": "[yellow]–[/]"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ class BatchView:
             announced_s=self._pace.announced_s + announced_s(task), taken_s=self._pace.taken_s + taken_s
         )
         self._waiting.pop(task.name, None)
-        line = f"{_MARKS[state]} {task.name.ljust(self._width)}  {taken_s:5.0f} s"
+        line = f"{MARKS[state]} {task.name.ljust(self._width)}  {taken_s:5.0f} s"
         if state == "waiting":
             line += "  interrupted"
         elif execution and execution.not_run:
